@@ -1,0 +1,461 @@
+"""The recipe: everything that decides a run, in six small typed sections and the task's own.
+
+Imports the standard library, pydantic, yaml and `errors`. The same names hold in YAML, on the command line
+(`--set train.epochs=5`), in Python and in the `recipe.yaml` of a run:
+
+    task      what is learned                     model    what training starts from
+    data      rows, columns, limits               optim    how an update is made
+    train     how long, in which batches, where   evaluate what is measured
+    output    where the run goes
+
+`null` means "does not apply" and is always allowed; a value that the user sets and that has no effect is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from headstart.errors import RecipeError, join_faults, nearest_name, suggest
+
+__all__ = [
+    "DataSection",
+    "Duration",
+    "EvaluateSection",
+    "ModelSection",
+    "OptimSection",
+    "OutputSection",
+    "Recipe",
+    "TaskSection",
+    "TrainSection",
+    "build_recipe",
+    "parse_duration",
+    "parse_limit",
+    "read_recipe_file",
+]
+
+ROLES = ("text", "pair", "label")
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%|minutes?|min|hours?|h)?\s*$")
+_UNITS = {"": "steps", "step": "steps", "epoch": "epochs", "%": "%", "minute": "minutes", "min": "minutes"}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: a number and its unit.
+
+    Args:
+        number: how many; at least 0.
+        unit: "steps" (optimizer updates), "epochs", "%" (of all steps) or "minutes" (wall time).
+    """
+
+    number: float
+    unit: Literal["steps", "epochs", "%", "minutes"]
+
+    def in_steps(self, *, total_steps: int, steps_per_epoch: float) -> int:
+        """Count the steps that this duration lasts; minutes have no step count.
+
+        Args:
+            total_steps: steps of the whole training.
+            steps_per_epoch: steps of one pass over the rows.
+
+        Returns:
+            Steps, rounded to the nearest; a part of an epoch or of the whole that is not zero gives at least 1.
+
+        Raises:
+            ValueError: the unit is minutes.
+
+        Example:
+            >>> Duration(5, "%").in_steps(total_steps=300, steps_per_epoch=100)
+            15
+        """
+        if self.unit == "minutes":
+            raise ValueError("minutes have no step count")
+        if self.unit == "steps":
+            return int(self.number)
+        whole = total_steps / 100 if self.unit == "%" else steps_per_epoch
+        return max(round(self.number * whole), 1 if self.number > 0 else 0)
+
+
+def parse_duration(value: int | float | str) -> Duration:
+    """Read a duration: steps (`500`), `"2 epochs"`, `"5%"`, `"10 minutes"`, `"2 hours"`.
+
+    Raises:
+        ValueError: the text is no duration, or steps are not a whole number.
+
+    Example:
+        >>> parse_duration("2 epochs")
+        Duration(number=2.0, unit='epochs')
+    """
+    match = _DURATION.match(str(value)) if not isinstance(value, bool) else None
+    if match is None:
+        raise ValueError(f'{value!r} is no duration; write steps (500), "2 epochs", "5%" or "10 minutes"')
+    number, unit = float(match[1]), match[2] or ""
+    if unit in ("hour", "hours", "h"):
+        return Duration(number * 60, "minutes")
+    name: Any = _UNITS[unit.rstrip("s")]
+    if name == "steps" and number != int(number):
+        raise ValueError(f"{value!r} steps is not a whole number")
+    if name == "%" and number > 100:
+        raise ValueError(f"{value!r} is more than 100%")
+    return Duration(number, name)
+
+
+def parse_limit(value: int | str, num_rows: int) -> int:
+    """Count the rows that a limit (`500` or `"10%"`) keeps of `num_rows`, at least one.
+
+    Example:
+        >>> parse_limit("10%", 3668)
+        367
+    """
+    if isinstance(value, str) and value.endswith("%"):
+        return max(1, round(num_rows * float(value[:-1]) / 100))
+    return min(int(value), num_rows)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=False, frozen=True
+    )
+
+
+class TaskSection(_Section):
+    """What is learned. `name` null: found by looking at the labels."""
+
+    name: Literal["sequence_classification"] | None = None
+
+
+class DataSection(_Section):
+    """Where the rows come from and which of them are used."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    limit: int | str | None = None
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    strict: bool = False
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        for role in columns:
+            if role not in ROLES:
+                raise ValueError(f"unknown role {role!r}. {suggest(role, ROLES)}")
+        return columns
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _limit(cls, value: object) -> object:
+        if value is None:
+            return None
+        text = str(value).strip().replace(" ", "")
+        if re.fullmatch(r"\d+", text) and int(text) > 0:
+            return int(text)
+        if re.fullmatch(r"\d+(\.\d+)?%", text) and 0 < float(text[:-1]) <= 100:
+            return text
+        raise ValueError(f'{value!r} is no limit; write a number of rows (500) or a share ("10%")')
+
+
+class ModelSection(_Section):
+    """What training starts from. `checkpoint`: a hub name or a folder; null: the embedded default."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+class OptimSection(_Section):
+    """How an update is made."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: int | str = "6%"
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup(cls, value: int | str) -> int | str:
+        if parse_duration(value).unit == "minutes":
+            raise ValueError('warm-up changes the result, so it is steps, "1 epoch" or "6%", not minutes')
+        return value
+
+    @model_validator(mode="after")
+    def _fill(self) -> OptimSection:
+        owners = {"beta1": "adamw", "beta2": "adamw", "epsilon": "adamw", "momentum": "sgd"}
+        defaults = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.9}
+        for field, owner in owners.items():
+            value = getattr(self, field)
+            if value is not None and owner != self.name:
+                raise ValueError(f"{field} has no effect with {self.name}; it belongs to {owner}. Remove it")
+            if value is None and owner == self.name:
+                object.__setattr__(self, field, defaults[field])
+        return self
+
+
+class TrainSection(_Section):
+    """How long, in which batches, where, and what is kept."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    order: Literal["length", "random", "sequential"] = "length"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    evaluate_every: int | str | None = "1 epoch"
+    save_every: int | str | None = "1 epoch"
+    keep: Annotated[int, Field(ge=1)] = 1
+    best: str | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    time_limit: str | int | None = None
+
+    @field_validator("evaluate_every", "save_every")
+    @classmethod
+    def _duration(cls, value: int | str | None) -> int | str | None:
+        if value is not None and parse_duration(value).number == 0:
+            raise ValueError("0 is no interval; null switches it off")
+        return value
+
+    @field_validator("time_limit")
+    @classmethod
+    def _time_limit(cls, value: str | int | None) -> str | int | None:
+        if value is not None and parse_duration(value).unit != "minutes":
+            raise ValueError(f'{value!r} is no time; write "30 minutes" or "2 hours"')
+        return value
+
+    @model_validator(mode="after")
+    def _fill(self) -> TrainSection:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("epochs and max_steps both say how long to train. Set one of them")
+        if self.batch_size is not None and self.tokens_per_batch is not None:
+            raise ValueError("batch_size and tokens_per_batch both say how large a batch is. Set one of them")
+        if self.evaluate_every is None:
+            for field in ("best", "patience"):
+                if getattr(self, field) not in (None, "last"):
+                    raise ValueError(f"{field} has no effect without evaluations (evaluate_every is null)")
+        if self.patience is not None and self.best == "last":
+            raise ValueError('patience has no effect with best = "last": no score is watched')
+        if self.epochs is None and self.max_steps is None:
+            object.__setattr__(self, "epochs", 3.0)
+        if self.batch_size is None and self.tokens_per_batch is None:
+            object.__setattr__(self, "batch_size", 32)
+        return self
+
+
+class EvaluateSection(_Section):
+    """What is measured, and how sure the numbers are said to be."""
+
+    scores: list[str] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    baselines: bool = True
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class OutputSection(_Section):
+    """Where the run folder goes (null: `runs/NAME-N`) and which trackers get the numbers."""
+
+    run: str | None = None
+    log_to: list[Literal["tensorboard"]] = Field(default_factory=list)
+
+
+class Recipe(BaseModel):
+    """Everything that decides a run.
+
+    Example:
+        >>> recipe = build_recipe(values={"train.epochs": 2, "optim.name": "sgd"})
+        >>> recipe.train.epochs, recipe.optim.momentum
+        (2.0, 0.9)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: TaskSection = Field(default_factory=TaskSection)
+    data: DataSection = Field(default_factory=DataSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    optim: OptimSection = Field(default_factory=OptimSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    output: OutputSection = Field(default_factory=OutputSection)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
+        if self.data.validation is not None and self.data.validation_fraction is not None:
+            raise ValueError(
+                "data.validation_fraction has no effect, because data.validation names the rows. Remove one of them"
+            )
+        return self
+
+    def replace(self, values: Mapping[str, object]) -> Recipe:
+        """Make a recipe with other values ("section.key" to value), checked anew."""
+        data = self.model_dump()
+        for key, value in values.items():
+            section, _, field = key.partition(".")
+            data[section][field] = value
+        return _validate(data)
+
+    def to_yaml(self, derived: Mapping[str, object] | None = None) -> str:
+        """Write the recipe with every default filled in, and what followed from it under `derived`."""
+        data = self.model_dump(mode="json")
+        if derived is not None:
+            data["derived"] = dict(derived)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_recipe_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a recipe file.
+
+    Returns:
+        Its sections, and the `derived` section (empty where there is none).
+
+    Raises:
+        RecipeError: the file is missing, is not YAML, or does not hold sections.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path}: the recipe cannot be read ({getattr(error, 'strerror', None) or error}).",
+            "a YAML file in UTF-8.",
+            "Check the path given with --recipe.",
+        ) from error
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise RecipeError(
+            f"{path}: not valid YAML{where}.", "sections such as `train:`, with keys below them."
+        ) from error
+    if not isinstance(data, dict) or not all(isinstance(value, dict | None) for value in data.values()):
+        raise RecipeError(
+            f"{path}: a recipe holds sections, but this file holds something else.",
+            f"sections ({', '.join(Recipe.model_fields)}) with keys below them.",
+            "Write for example:\ntrain:\n  epochs: 3",
+        )
+    derived = data.pop("derived", None) or {}
+    return {section: dict(values or {}) for section, values in data.items()}, derived
+
+
+def build_recipe(
+    file: Path | None = None, settings: Sequence[str] = (), values: Mapping[str, object] | None = None
+) -> Recipe:
+    """Build a recipe from a file, `section.key=value` settings, and single values; later ones win over the file.
+
+    Args:
+        file: a YAML file with sections.
+        settings: texts such as `"train.epochs=5"`; the value is read as YAML.
+        values: "section.key" to value, as the command's flags and `finetune()` give them.
+
+    Raises:
+        RecipeError: with all faults: unknown sections and keys (nearest name), wrong types, values out of range,
+            contradictions, options without effect, and one key set to two values.
+
+    Example:
+        >>> build_recipe(settings=["optim.learning_rate=2e-5"]).optim.learning_rate
+        2e-05
+    """
+    data: dict[str, Any] = read_recipe_file(file)[0] if file is not None else {}
+    faults: list[str] = []
+    given: dict[str, object] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals or key.count(".") < 1:
+            faults.append(f'--set {setting}: expected section.key=value, for example "train.epochs=5"')
+            continue
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            given[key] = text
+    for key, value in (values or {}).items():
+        if key in given and str(given[key]) != str(value):
+            faults.append(f"{key}: set to {given[key]!r} with --set and to {value!r} by its own option. Keep one")
+        given[key] = value
+    for key, value in given.items():
+        _put(data, key.split("."), value, faults)
+    return _validate(data, faults)
+
+
+def _put(data: dict[str, Any], path: list[str], value: object, faults: list[str]) -> None:
+    for part in path[:-1]:
+        nested = data.setdefault(part, {})
+        if not isinstance(nested, dict):
+            faults.append(f"{'.'.join(path)}: {part} has no keys below it")
+            return
+        data = nested
+    data[path[-1]] = value
+
+
+def _validate(data: dict[str, Any], faults: Sequence[str] = ()) -> Recipe:
+    faults = list(faults)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        faults += [_explain(dict(fault)) for fault in error.errors()]
+    if faults or recipe is None:
+        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise RecipeError(
+            f"The recipe has {count}:\n{join_faults(faults)}",
+            "the sections and keys of docs/recipe.md.",
+            "Mend the lines above; nothing was started.",
+        )
+    return recipe
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    """Say one fault that pydantic found in the words of the recipe."""
+    path = [str(part) for part in fault["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    kind, value, context = fault["type"], fault.get("input"), fault.get("ctx", {})
+    section = Recipe.model_fields.get(path[0]) if path else None
+    fields: list[str] = []
+    if section is not None and section.annotation is not None:
+        fields = list(section.annotation.model_fields)
+        # A union's branch (int, str) is no part of the name that the user wrote.
+        path = [path[0], *[part for part in path[1:2]]]
+    name = ".".join(path)
+    if kind == "extra_forbidden":
+        if section is None:
+            return f"{name}: no such section. {suggest(name, list(Recipe.model_fields))}"
+        elsewhere = _section_with(path[1]) if nearest_name(path[1], fields) is None else None
+        hint = f"It is in section {elsewhere}: {elsewhere}.{path[1]}." if elsewhere else suggest(path[1], fields)
+        return f"{name}: no such key. {hint}"
+    if kind == "value_error":
+        reason = f"{str(context['error']).rstrip('.')}."
+        return f"{name}: {reason}" if name else reason
+    if kind == "literal_error":
+        choices = [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
+        return f"{name}: {value!r} is unknown. {suggest(str(value), choices)}"
+    bounds = {"greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}"}
+    if kind in bounds:
+        return f"{name}: {value!r} is out of range. Expected {bounds[kind].format(**context)}."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name}: {value!r} is no usable number."
+    message = str(fault["msg"]).removeprefix("Input should be ").rstrip(".")
+    return f"{name}: {value!r} does not fit. Expected {message}."
+
+
+def _section_with(field: str) -> str | None:
+    for name, section in Recipe.model_fields.items():
+        if section.annotation is not None and field in section.annotation.model_fields:
+            return name
+    return None
