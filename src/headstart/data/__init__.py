@@ -1,0 +1,1 @@
+"""Data: from any source to checked tables, tokens and batches."""

@@ -1,0 +1,342 @@
+"""Anything with text to tables.
+
+Holds read_source, the one way in, and the rules for slices and hub names. Imports what lies beside
+it in data/ and the standard library; datasets inside functions.
+
+    "reviews.csv"  "folder"  "folder:test"  "hub:NAME/CONFIG:train[:5%]"  frame, list, dict,
+    Dataset, DatasetDict
+        -> splits by name (train, validation, test) -> slice -> Source
+
+A file goes through files.py (and its readers) into a memory-mapped table; folders.py says which
+file is which split; in_memory.py converts Python objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.data.files import KNOWN_ENDINGS, read_file, strip_endings
+from headstart.data.fingerprint import table_fingerprint
+from headstart.data.folders import SPLITS, find_split_files, split_name
+from headstart.data.in_memory import describe_object, is_frame, table_from_object
+from headstart.data.shards import read_shards
+from headstart.errors import SourceError, nearest_name, suggest
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Source", "read_source", "table_fingerprint"]
+
+HUB_PREFIX = "hub:"
+# What follows a name: an optional ":split" and an optional slice such as [:5%].
+SELECTION = re.compile(r"^(?P<base>.+?)(?::(?P<split>[A-Za-z_]\w*))?(?P<slice>\[[^\[\]]*\])?$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tables of a source, by split.
+
+    Args:
+        name: a short name, for the plan and for naming the run.
+        splits: the table of each split.
+        origin: where each split was read from, a path or a description.
+        fingerprint: SHA-256 of each split's content (see table_fingerprint).
+        notes: what was decided while reading.
+    """
+
+    name: str
+    splits: dict[str, datasets.Dataset]
+    origin: dict[str, str]
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_source(source: object, *, split_hint: str | None = None) -> Source:
+    """Read a source into one table a split.
+
+    Args:
+        source: a path to a file (CSV, TSV, JSON, JSONL, Parquet, each also .gz) or folder,
+            "hub:NAME" or "hub:NAME/CONFIG", each with ":split" and a slice at its end if wanted
+            ("folder:train[:5%]"); or a pandas or polars frame, list of dicts, list of (text, label)
+            tuples, list of texts, dict of columns, dict of splits, Dataset or DatasetDict. A slice
+            without a split cuts train, or the only split.
+        split_hint: the one split that is wanted: only it is returned, and an only split gets this
+            name.
+
+    Returns:
+        The tables. A single file is "train" where no hint says otherwise.
+
+    Raises:
+        SourceError: the source is missing, unreadable, broken, empty, or does not have the split.
+
+    Example:
+        >>> source = read_source([("good", "pos"), ("bad", "neg")])
+        >>> source.splits["train"].num_rows
+        2
+    """
+    found = _read_named(str(source)) if isinstance(source, (str, Path)) else _read_object(source)
+    if split_hint is not None:
+        found = _keep_split(found, split_hint)
+    empty = [split for split, table in found.splits.items() if table.num_rows == 0]
+    if empty:
+        raise SourceError(
+            f"{found.name}: no row in {', '.join(empty)}.",
+            "At least one row in each split.",
+            "Check the slice or file.",
+        )
+    fingerprint = {split: table_fingerprint(table) for split, table in found.splits.items()}
+    return replace(found, fingerprint=fingerprint)
+
+
+def _read_named(text: str) -> Source:
+    """Read a path or hub name, after taking ":split" and the slice off its end."""
+    is_hub = text.startswith(HUB_PREFIX)
+    if not is_hub and (not text or _exists(Path(text).expanduser())):
+        return _read_path(Path(text).expanduser(), text)
+    match = SELECTION.match(text[len(HUB_PREFIX) :] if is_hub else text)
+    base, split, cut = match.group("base", "split", "slice") if match else (text, None, None)
+    whole = _read_hub(base) if is_hub else _read_path(Path(base).expanduser(), text)
+    if split is not None:
+        whole = _keep_split(whole, split, rename=False)
+    return _cut(whole, cut, text) if cut is not None else whole
+
+
+def _keep_split(source: Source, wanted: str, *, rename: bool = True) -> Source:
+    """Keep one split; where there is only one and rename is set, it takes the wanted name."""
+    split = split_name(wanted) or wanted
+    names = list(source.splits)
+    if split in names:
+        kept = split
+    elif rename and len(names) == 1:
+        kept = names[0]
+    else:
+        raise SourceError(
+            f'{source.name}: there is no split "{wanted}".',
+            f"One of the splits {', '.join(names)}.",
+            suggest(wanted, names),
+        )
+    return replace(source, splits={split: source.splits[kept]}, origin={split: source.origin[kept]})
+
+
+def _cut(source: Source, cut: str, text: str) -> Source:
+    """Take the rows of a slice, with the meaning of datasets.ReadInstruction."""
+    import datasets
+
+    names = list(source.splits)
+    split = names[0] if len(names) == 1 else "train"
+    if split not in names:
+        raise SourceError(
+            f"{text}: the slice {cut} does not say of which split.",
+            f"One of {', '.join(names)} before it.",
+            f"Write for instance {source.name}:{names[0]}{cut}.",
+        )
+    table = source.splits[split]
+    try:
+        instruction = datasets.ReadInstruction.from_spec(f"{split}{cut}")
+        (part,) = instruction.to_absolute({split: table.num_rows})
+    except (ValueError, AssertionError) as error:
+        raise SourceError(
+            f"{text}: the slice {cut} cannot be understood ({error}).",
+            "A slice such as [:5%], [100:200] or [-50:].",
+            "Write the slice so.",
+        ) from error
+    rows = range(part.from_ or 0, max(part.from_ or 0, part.to))
+    note = f"{source.name}: {split} is cut to {cut}, {len(rows):,} of {table.num_rows:,} rows"
+    return replace(
+        source,
+        splits={**source.splits, split: table.select(rows)},
+        origin={**source.origin, split: f"{source.origin[split]}{cut}"},
+        notes=[*source.notes, note],
+    )
+
+
+def _read_path(path: Path, text: str) -> Source:
+    if not text:
+        raise SourceError("The source is an empty text.", "A path or a hub name.", "Name a file.")
+    if not _exists(path):
+        raise _missing_error(path)
+    if path.is_dir():
+        return _read_folder(path)
+    table, notes = read_file(path)
+    return Source(strip_endings(path), {"train": table}, {"train": str(path)}, notes=notes)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise SourceError(
+            f"{path}: no permission to look there.", "A path that you may read.", "Ask its owner."
+        ) from error
+    except OSError as error:
+        raise SourceError(
+            f"{str(path)[:80]}: cannot be looked up ({error.strerror}).",
+            "A path or a hub name.",
+            "Check the path; put texts that are no path into a list.",
+        ) from error
+
+
+def _missing_error(path: Path) -> SourceError:
+    if re.match(r"^[a-z][a-z0-9+.-]*://", str(path).replace(":/", "://", 1)):
+        return SourceError(f"{path}: an address cannot be read.", "A file on this machine.", "Download it first.")
+    folder = path.parent
+    if not folder.is_dir():
+        return SourceError(
+            f"{path}: there is no folder {folder}.",
+            "An existing file or folder.",
+            "Check the path.",
+        )
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        names = []
+    nearest = nearest_name(path.name, names)
+    fix = f'Did you mean "{folder / nearest}"?' if nearest is not None else "Check the path."
+    if not path.suffix and nearest is None:
+        fix = f'Check the path; a data set of the Hugging Face hub is named "{HUB_PREFIX}{path}".'
+    return SourceError(f"{path}: there is no such file or folder.", f"A folder, or a file: {KNOWN_ENDINGS}.", fix)
+
+
+def _read_folder(folder: Path) -> Source:
+    import datasets
+
+    name = folder.resolve().name
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except Exception as error:  # whatever a broken folder makes the library raise
+            raise SourceError(
+                f"{folder}: cannot be loaded as a folder of Dataset.save_to_disk ({error}).",
+                "A whole folder of save_to_disk.",
+                "Save it again.",
+            ) from error
+        return replace(_from_datasets(saved, name), origin=_same_origin(saved, str(folder)))
+    files, notes = find_split_files(folder)
+    splits, file_notes = read_shards(files)
+    origin = {split: ", ".join(str(path) for path in paths) for split, paths in files.items()}
+    return Source(name, splits, origin, notes=[*notes, *file_notes])
+
+
+def _same_origin(saved: Any, origin: str) -> dict[str, str]:
+    return dict.fromkeys(_from_datasets(saved, "").splits, origin)
+
+
+def _read_hub(name: str) -> Source:
+    """Load from the Hugging Face hub; NAME/CONFIG and OWNER/NAME look alike: both are tried."""
+    import datasets
+
+    parts = name.strip("/").split("/")
+    attempts: list[tuple[str, ...]] = [(name,)]
+    if len(parts) == 2:
+        attempts.append((parts[0], parts[1]))
+    elif len(parts) == 3:
+        attempts = [("/".join(parts[:2]), parts[2])]
+    if not all(parts) or len(parts) > 3:
+        raise SourceError(
+            f'"{HUB_PREFIX}{name}" is no hub name.',
+            "hub:NAME, hub:NAME/CONFIG or hub:OWNER/NAME/CONFIG.",
+            "Mend it.",
+        )
+    faults = []
+    for attempt in attempts:
+        try:
+            loaded = datasets.load_dataset(*attempt)
+        except Exception as error:  # the library raises its own, huggingface_hub's, requests' and OS errors
+            faults.append((attempt, error))
+            continue
+        source = _from_datasets(loaded, "-".join(parts))
+        return replace(source, origin={split: f"{HUB_PREFIX}{name}, split {split}" for split in source.splits})
+    lines = "\n".join(f"- {', config '.join(attempt)}: {_first_line(error)}" for attempt, error in faults)
+    raise SourceError(
+        f'The hub\'s data set "{name}" cannot be loaded.\n{lines}',
+        "A name on the Hugging Face hub (hub:NAME or hub:NAME/CONFIG), and a network connection or a filled cache.",
+        "Check the name and the connection, or download the files and name their folder.",
+    ) from faults[-1][1]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _read_object(source: object) -> Source:
+    import datasets
+
+    if isinstance(source, (datasets.DatasetDict, datasets.Dataset)):
+        return _from_datasets(source, "dataset")
+    if isinstance(source, Mapping) and _is_split_dict(source):
+        return _from_mapping(source, lambda part: read_source(part) if isinstance(part, (str, Path)) else None)
+    if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)):
+        raise SourceError(
+            "A streamed data set has no rows to count.",
+            "A Dataset.",
+            "Load it without streaming=True.",
+        )
+    table, notes = table_from_object(source)
+    name = "frame" if is_frame(source) else "data"
+    return Source(name, {"train": table}, {"train": describe_object(source)}, notes=notes)
+
+
+def _is_split_dict(source: Mapping[Any, object]) -> bool:
+    """Tell splits from columns: the names are splits and no value is a list of scalars."""
+    names = [split_name(str(name)) for name in source]
+    return bool(names) and None not in names and not any(_is_column(value) for value in source.values())
+
+
+def _is_column(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return not value or not isinstance(value[0], (Mapping, list, tuple))
+    return not isinstance(value, (str, Path, Mapping)) and not is_frame(value) and not hasattr(value, "column_names")
+
+
+def _from_datasets(source: Any, name: str) -> Source:
+    import datasets
+
+    if isinstance(source, datasets.Dataset):
+        if source.num_rows == 0:
+            raise SourceError("The Dataset has no row.", "At least one row.", "Check how it was made.")
+        split = split_name(str(source.split)) if source.split is not None else None
+        return Source(name, {split or "train": source}, {split or "train": describe_object(source)})
+    return replace(_from_mapping(source, lambda _: None), name=name)
+
+
+def _from_mapping(source: Mapping[Any, Any], read: Callable[[Any], Source | None]) -> Source:
+    splits: dict[str, datasets.Dataset] = {}
+    origin, notes = {}, []
+    unknown = [str(name) for name in source if split_name(str(name)) is None]
+    only = len(source) == 1
+    for given, part in source.items():
+        split = split_name(str(given)) or ("train" if only else None)
+        if split is None:
+            continue
+        if split in splits:
+            raise SourceError(
+                f"Two splits mean {split}: {', '.join(map(str, source))}.",
+                "One name for each split.",
+                "Remove one.",
+            )
+        inner = read(part)
+        if inner is None:
+            splits[split], part_notes = table_from_object(part)
+            origin[split] = describe_object(part)
+        else:
+            kept = _keep_split(inner, split)
+            splits[split], origin[split], part_notes = (
+                kept.splits[split],
+                kept.origin[split],
+                kept.notes,
+            )
+        notes += part_notes
+    if not splits:
+        raise SourceError(
+            f"No split is named train, validation or test: {', '.join(unknown) or 'none at all'}.",
+            f"Splits named {', '.join(SPLITS)} (valid, val and dev mean validation).",
+            "Rename the splits, or name one of them.",
+        )
+    if unknown and not only:
+        notes.append(f"not read, because the name is no split's: {', '.join(unknown)}")
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return Source("data", ordered, origin, notes=notes)
