@@ -1,0 +1,1 @@
+"""Models: loading checkpoints, and randomness that belongs to rows."""

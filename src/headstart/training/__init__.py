@@ -1,0 +1,1 @@
+"""Training: device, optimizers, checkpoints, and the loop."""

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from headstart.recipe import OptimSection
+from headstart.training.optim import build_optimizer, learning_rate_factor, parameter_groups
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("total", "warmup"), [(10, 0), (10, 3), (1, 0), (5, 5), (7, 1)])
+def test_schedules_are_those_of_transformers(schedule: str, total: int, warmup: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    for step in range(total):
+        factor = learning_rate_factor(step, total_steps=total, warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
+        assert factor == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    model = nn.ModuleDict({"linear": nn.Linear(3, 3), "norm": nn.LayerNorm(3), "embed": nn.Embedding(5, 3)})
+    groups = parameter_groups(model, 0.1)
+    decayed = {id(parameter) for parameter in groups[0]["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert names == {"linear.weight", "embed.weight"}
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    assert [len(group["params"]) for group in parameter_groups(model, 0.1)] == [1]
+
+
+def test_adamw_gets_every_number() -> None:
+    section = OptimSection(learning_rate=0.3, beta1=0.7, beta2=0.8, epsilon=1e-3, weight_decay=0.2)
+    optimizer = build_optimizer(nn.Linear(2, 2), section)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.3, (0.7, 0.8), 1e-3, 0.2)
+
+
+def test_sgd_gets_its_momentum() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimSection(name="sgd", momentum=0.5))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["momentum"] == 0.5
