@@ -1,0 +1,200 @@
+"""headstart in Python: `finetune()`, `load()`, and the steps that the command takes one by one.
+
+Layer 5; may import everything but the doors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart.display.plan import PlanSummary, show_plan
+from headstart.display.progress import Progress
+from headstart.display.results import show_result
+from headstart.preparation import Plan, prepare_plan
+from headstart.recipe import Recipe
+from headstart.results import write_results
+from headstart.run import PredictedTable, Prediction, Run, RunEntry, list_runs, load
+from headstart.runlog import Record
+from headstart.training_run import run_plan
+
+__all__ = [
+    "PredictedTable",
+    "Prediction",
+    "Preparation",
+    "Run",
+    "RunEntry",
+    "finetune",
+    "list_runs",
+    "load",
+    "prepare",
+]
+
+
+class Preparation:
+    """A training that is ready to start; nothing is written yet.
+
+    Args:
+        plan: what `prepare_plan` made.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    @property
+    def summary(self) -> PlanSummary:
+        """What a person reads before the first step."""
+        return self._plan.summary
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with everything filled in that was found by looking."""
+        return self._plan.recipe
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run goes; settled when `train()` starts."""
+        return self._plan.run_dir
+
+    @property
+    def requests(self) -> set[str]:
+        """Words for the loop: "stop" (finish the step, save, end), "save", "evaluate"."""
+        return self._plan.requests
+
+    def train(self) -> Iterator[Record]:
+        """Train, yielding a record of every event; leaving the iteration stops without saving."""
+        return run_plan(self._plan)
+
+    def finish(self, progress: Callable[[str], None] | None = None) -> Run:
+        """Save and score the model and write what a run folder holds at the end.
+
+        Args:
+            progress: gets a word of what is done now.
+        """
+        write_results(self._plan, progress)
+        return Run(self._plan.run_dir)
+
+
+def prepare(
+    source: Any = None,
+    *,
+    recipe_file: str | Path | None = None,
+    settings: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    debug: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Preparation:
+    """Read, check and plan a training.
+
+    Args:
+        source: training source; None takes it from the recipe.
+        recipe_file: a YAML recipe.
+        settings: texts such as "train.epochs=5".
+        values: "section.key" to value; None values are left out.
+        resume: go on with the run in `output.run`.
+        debug: a handful of rows and steps.
+        progress: gets a split's name and the rows tokenised so far.
+
+    Raises:
+        HeadstartError: of the kind that fits; nothing was written.
+    """
+    plan = prepare_plan(
+        source,
+        recipe_file=Path(recipe_file) if recipe_file is not None else None,
+        settings=settings,
+        values=values,
+        resume=resume,
+        debug=debug,
+        progress=progress,
+    )
+    return Preparation(plan)
+
+
+def finetune(
+    source: Any = None,
+    *,
+    test: Any = None,
+    validation: Any = None,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    task: str | None = None,
+    model: str | None = None,
+    run: str | Path | None = None,
+    recipe: str | Path | None = None,
+    settings: Sequence[str] = (),
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    max_length: int | None = None,
+    seed: int | None = None,
+    limit: int | str | None = None,
+    debug: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Fine-tune a model on labelled texts, score it, and give the finished run.
+
+    Args:
+        source: file, folder, `hub:NAME`, pandas frame, list of dicts, dict of columns or of splits, `datasets.Dataset`.
+        test: source of the test rows, read once at the end.
+        validation: source of the validation rows; None cuts them from train, stratified, by the seed.
+        text: column of the text; None finds it by looking.
+        pair: column of the second text of a pair; None finds it by looking.
+        label: column of the label; None finds it by looking.
+        task: name of the task; None finds it by looking.
+        model: hub name or folder; None takes the embedded default.
+        run: folder of the run; None makes `runs/NAME-N`.
+        recipe: a YAML recipe; the other arguments win over it.
+        settings: any other setting, as "section.key=value".
+        epochs: passes over the training rows.
+        batch_size: rows of one forward pass.
+        learning_rate: the highest of the schedule.
+        max_length: tokens of a row at most.
+        seed: decides new parameters, order and dropout.
+        limit: training rows, a number or "10%".
+        debug: a handful of rows and steps.
+        resume: go on with the run in `run`.
+        progress: show plan, progress and result.
+
+    Returns:
+        The finished run: `run.scores`, `run.predict([...])`, `run.evaluate(source)`.
+
+    Raises:
+        HeadstartError: of the kind that fits, with what was found, expected, and to do.
+    """
+    splits = {name: table for name, table in (("validation", validation), ("test", test)) if table is not None}
+    in_memory = {name: table for name, table in splits.items() if not isinstance(table, str | os.PathLike)}
+    if in_memory:
+        source = {"train": source, **in_memory}
+    values = {
+        "data.validation": splits.get("validation") if "validation" not in in_memory else None,
+        "data.test": splits.get("test") if "test" not in in_memory else None,
+        "data.columns.text": text,
+        "data.columns.pair": pair,
+        "data.columns.label": label,
+        "task.name": task,
+        "model.checkpoint": model,
+        "output.run": str(run) if run is not None else None,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "optim.learning_rate": learning_rate,
+        "data.max_length": max_length,
+        "train.seed": seed,
+        "data.limit": limit,
+    }
+    preparation = prepare(source, recipe_file=recipe, settings=settings, values=values, resume=resume, debug=debug)
+    if not progress:
+        for _ in preparation.train():
+            pass
+        return preparation.finish()
+    show_plan(preparation.summary)
+    with Progress(total_steps=preparation.summary.total_steps) as bars:
+        for record in preparation.train():
+            bars.update(record)
+    finished = preparation.finish()
+    show_result(finished.scores, run_dir=finished.run_dir)
+    return finished

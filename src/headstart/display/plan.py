@@ -1,0 +1,192 @@
+"""The plan that a person reads before the first step.
+
+Layer 4; imports layer 0 and rich. `PlanSummary` is plain data; `show_plan` draws it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from headstart.display.layout import (
+    FAINT,
+    HEADING,
+    bar,
+    count,
+    format_seconds,
+    key_value_grid,
+    level_text,
+    make_console,
+    plain,
+    rows_grid,
+    shorten,
+)
+
+__all__ = ["PlanSummary", "show_plan"]
+
+
+@dataclass
+class PlanSummary:
+    """What was found and what will be done.
+
+    Args:
+        source: name of the training source.
+        task, task_reason: what is learned, and why.
+        columns: (role, column, why).
+        splits: (name, rows, where they come from).
+        labels: (name, rows in train).
+        lengths: in tokens, of the training rows: "median", "p95", "longest" (before truncation), "max_length",
+            "truncated_rows", "lost_tokens".
+        model: name of the checkpoint.
+        parameters: their number.
+        new_parameters: names of those that start at random.
+        precision, device, threads: how it computes.
+        epochs: passes over the training rows.
+        total_steps: optimizer updates.
+        rows_per_step: in words.
+        padding_fraction: share of padding in the first epoch's batches, 0 to 1.
+        estimated_seconds: of the whole training; None where there is no estimate.
+        findings: (level, message) of what is remarkable in the rows.
+        run_dir: where the run goes.
+        notes: what was decided on the way.
+    """
+
+    source: str
+    task: str
+    task_reason: str
+    columns: list[tuple[str, str, str]]
+    splits: list[tuple[str, int, str]]
+    labels: list[tuple[str, int]]
+    lengths: dict[str, int]
+    model: str
+    parameters: int
+    new_parameters: list[str]
+    precision: str
+    device: str
+    threads: int
+    epochs: float
+    total_steps: int
+    rows_per_step: str
+    padding_fraction: float
+    estimated_seconds: float | None
+    findings: list[tuple[str, str]]
+    run_dir: str
+    notes: list[str]
+
+
+_MAX_LABELS_SHOWN = 10
+_MAX_LABEL_LENGTH = 30
+_BAR_WIDTH = 20
+_MAX_NEW_PARAMETERS_SHOWN = 4
+
+
+def show_plan(summary: PlanSummary, console: Console | None = None) -> None:
+    """Show what was found and what will be done, before the first step.
+
+    Args:
+        summary: the plan.
+        console: where to; None is the standard output.
+    """
+    console = make_console(console)
+    console.print()
+    console.print(Text.assemble((" The plan: ", HEADING), plain(f"learn from {summary.source}", HEADING)))
+    for block in (_describe_data(summary, console), _describe_training(summary)):
+        console.print()
+        console.print(key_value_grid(block))
+    remarks = [(level_text(level), plain(message)) for level, message in summary.findings]
+    remarks += [(level_text("note"), plain(note)) for note in summary.notes]
+    if remarks:
+        console.print()
+        console.print(key_value_grid([("remarks", rows_grid(remarks))]))
+    console.print()
+
+
+def _describe_data(summary: PlanSummary, console: Console) -> list[tuple[str, RenderableType]]:
+    columns = [(role, plain(name, HEADING), plain(reason, FAINT)) for role, name, reason in summary.columns]
+    splits = [(name, f"{rows:,}", plain(origin, FAINT)) for name, rows, origin in summary.splits]
+    block: list[tuple[str, RenderableType]] = [
+        ("task", rows_grid([(summary.task, plain(summary.task_reason, FAINT))])),
+        ("columns", rows_grid(columns)),
+        ("rows", rows_grid(splits, "lr")),
+    ]
+    if summary.labels:
+        block.append(("labels", _label_rows(summary.labels, console)))
+    if summary.lengths:
+        block.append(("lengths", _describe_lengths(summary)))
+    return block
+
+
+def _label_rows(labels: list[tuple[str, int]], console: Console) -> Table:
+    """Draw the classes in their order; of very many the largest, with a line about the rest."""
+    total, largest = sum(number for _, number in labels), max(number for _, number in labels)
+    shown, rest = labels, labels[:0]
+    if len(labels) > _MAX_LABELS_SHOWN:
+        by_size = sorted(labels, key=lambda label: -label[1])
+        shown, rest = by_size[: _MAX_LABELS_SHOWN - 1], by_size[_MAX_LABELS_SHOWN - 1 :]
+    rows: list[tuple[Text | str, ...]] = [
+        (
+            shorten(name, _MAX_LABEL_LENGTH),
+            f"{number:,}",
+            f"{number / total:.0%}" if total else "",
+            Text(bar(number, largest, _BAR_WIDTH, console), style="cyan"),
+        )
+        for name, number in shown
+    ]
+    if rest:
+        number = sum(number for _, number in rest)
+        share = f"{number / total:.0%}" if total else ""
+        each = f"{rest[-1][1]:,} to {rest[0][1]:,} rows each" if rest[-1][1] < rest[0][1] else count(rest[0][1], "row")
+        rows.append((plain(f"{len(rest):,} more", FAINT), f"{number:,}", share, plain(each, FAINT)))
+    return rows_grid(rows, "lrr")
+
+
+def _describe_lengths(summary: PlanSummary) -> Text:
+    lengths = summary.lengths
+    text = Text(f"median {lengths['median']:,}, 95% up to {lengths['p95']:,}, longest {lengths['longest']:,} tokens\n")
+    limit = f"the limit is {lengths['max_length']:,} tokens: "
+    if not lengths["truncated_rows"]:
+        return text.append(f"{limit}no row is cut")
+    rows = next((rows for name, rows, _ in summary.splits if name == "train"), 0)
+    share = f" ({lengths['truncated_rows'] / rows:.1%})" if rows else ""
+    cut = f"{count(lengths['truncated_rows'], 'row')}{share} cut, {count(lengths['lost_tokens'], 'token')} lost"
+    return text.append(limit).append(cut, style="yellow")
+
+
+def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]:
+    model = Text.assemble(plain(summary.model, HEADING), f"   {_in_words(summary.parameters)} parameters")
+    if summary.new_parameters:
+        names = summary.new_parameters[:_MAX_NEW_PARAMETERS_SHOWN]
+        more = len(summary.new_parameters) - len(names)
+        listed = ", ".join(names) + (f" and {more:,} more" if more else "")
+        model.append("\n").append_text(plain(f"new, starting at random: {listed}", FAINT))
+    epochs = f"{summary.epochs:.3g}"
+    steps = (
+        f"{count(summary.total_steps, 'step')} of {summary.rows_per_step}, {epochs} epoch"
+        f"{'' if epochs == '1' else 's'}, {summary.padding_fraction:.0%} padding"
+    )
+    threads = f", {count(summary.threads, 'thread')}" if summary.device == "cpu" else ""
+    seconds = summary.estimated_seconds
+    time = f"about {format_seconds(_coarse(seconds))}" if seconds is not None else "no estimate"
+    return [
+        ("model", model),
+        ("training", plain(steps)),
+        ("computing", plain(f"{summary.device}{threads}, {summary.precision}")),
+        ("time", Text(time, style=HEADING)),
+        ("run", plain(summary.run_dir, HEADING)),
+    ]
+
+
+def _in_words(number: int) -> str:
+    for unit, word in ((10**9, "billion"), (10**6, "million")):
+        if number >= unit:
+            return f"{number / unit:.1f} {word}"
+    return f"{number:,}"
+
+
+def _coarse(seconds: float) -> float:
+    """Round an estimate to what it can be trusted for: 10 seconds, a minute, or 5 minutes past an hour."""
+    unit = 10 if seconds < 60 else 60 if seconds < 3600 else 300
+    return max(1, round(seconds / unit)) * unit

@@ -1,0 +1,70 @@
+"""What is done before the first step and after the last one: a line that changes, or plain lines.
+
+Layer 4; imports rich.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status as Spinner
+from rich.text import Text
+
+from headstart.display.layout import FAINT, make_console, plain
+
+__all__ = ["Status"]
+
+
+class Status:
+    """Say what is being done now; on a terminal the line goes away at the end.
+
+    Args:
+        console: where to; None is the standard output.
+
+    Example:
+        >>> import io
+        >>> file = io.StringIO()
+        >>> with Status(Console(file=file, width=80)) as status:
+        ...     status.say("scoring the saved model")
+        >>> file.getvalue().strip()
+        'scoring the saved model ...'
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = make_console(console)
+        self._spinner: Spinner | None = None
+        if self.console.is_interactive and not self.console.is_jupyter:
+            name = "line" if self.console.options.ascii_only else "dots"
+            self._spinner = Spinner("", console=self.console, spinner=name, spinner_style="cyan")
+        self._shown: str | None = None
+
+    def __enter__(self) -> Status:
+        """Begin with nothing to say."""
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the line away."""
+        if self._spinner is not None:
+            self._spinner.stop()
+
+    def say(self, text: str) -> None:
+        """Say what begins now, such as "scoring the saved model"."""
+        self._show(text, text)
+
+    def tokenising(self, split: str, rows_done: int) -> None:
+        """Say how many rows of a split are tokenised so far; plain lines name each split once."""
+        self._show(f"tokenising {split}", f"tokenising {split}: {rows_done:,} rows")
+
+    def _show(self, once: str, text: str) -> None:
+        if self._spinner is not None:
+            self._spinner.update(plain(text, FAINT))
+            self._spinner.start()
+        elif once != self._shown:
+            self.console.print(Text.assemble(plain(once), " ..."), soft_wrap=True, style=FAINT, highlight=False)
+        self._shown = once

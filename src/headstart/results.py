@@ -1,0 +1,162 @@
+"""The end of a run: the chosen weights as a model folder, final scores, baselines, predictions and the model card.
+
+May import layers 0 to 4, and `preparation`.
+
+Final scores are computed from the reloaded `model/`, the way `predict` will; the test split is touched here and
+nowhere before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.baselines import majority_baseline, tfidf_logistic
+from headstart.errors import CheckpointError
+from headstart.model_card import write_model_card
+from headstart.models.load import load_saved_classifier, save_classifier
+from headstart.prediction import predict_tokens
+from headstart.preparation import Plan
+from headstart.reading import Split
+from headstart.run_files import write_json, write_text
+from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
+from headstart.scoring import prediction_table, score_with_intervals
+from headstart.training.checkpoint import load_checkpoint
+
+__all__ = ["write_results"]
+
+Scores = dict[str, dict[str, float | None]]
+
+
+def write_results(plan: Plan, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Save the model, score it, and write everything that a run folder holds at the end.
+
+    Args:
+        plan: of a training that ended.
+        progress: gets a word of what is done now.
+
+    Returns:
+        What `scores.json` holds.
+    """
+    say = progress or (lambda text: None)
+    with RunLock(plan.run_dir):
+        say("saving the model")
+        _save_model(plan)
+        scored = {name: split for name, split in plan.data.splits.items() if name != "train" and len(split.rows)}
+        say("scoring the saved model")
+        predictions = _predict(plan, scored)
+        scores: dict[str, Any] = {
+            name: _score(plan, split, predictions[name]) for name, split in scored.items() if split.is_labelled
+        }
+        if plan.recipe.evaluate.baselines:
+            say("scoring the baselines")
+            scores["baselines"] = _score_baselines(plan, scored)
+        _write_predictions(plan, scored, predictions)
+        write_json(plan.run_dir / SCORES_FILE, scores)
+        card = write_model_card(plan.recipe, plan.derived, plan.summary, scores)
+        write_text(plan.run_dir / CARD_FILE, card)
+        return scores
+
+
+def _save_model(plan: Plan) -> None:
+    """Write `model/` from the best checkpoint, or from the last step where none was chosen."""
+    model, state = plan.loaded.model, plan.state
+    if plan.recipe.train.best != "last" and state.best_step not in (None, state.step):
+        folder = plan.run_dir / CHECKPOINTS_DIR / f"step-{state.best_step:06d}"
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{folder}: the best checkpoint is gone.",
+                "the checkpoint of the best evaluation.",
+                "Restore it, or train again with train.best=last.",
+            )
+        model.load_state_dict(load_checkpoint(folder).model, strict=False)
+    temporary = Path(tempfile.mkdtemp(prefix=".model-", dir=plan.run_dir))
+    try:
+        os.chmod(temporary, 0o755)  # mkdtemp makes folders private
+        save_classifier(plan.loaded, temporary)
+        final = plan.run_dir / MODEL_DIR
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary)
+        raise
+
+
+def _predict(plan: Plan, splits: dict[str, Split]) -> dict[str, np.ndarray]:
+    saved = load_saved_classifier(plan.run_dir / MODEL_DIR)
+    model = saved.model.to(plan.device.torch_device)  # type: ignore[arg-type]
+    return {
+        name: predict_tokens(
+            model,
+            plan.data.task,
+            split.encoded(),
+            pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
+            batch_size=plan.recipe.evaluate.batch_size,
+            device=plan.device,
+        )
+        for name, split in splits.items()
+    }
+
+
+def _score(plan: Plan, split: Split, predictions: np.ndarray) -> Scores:
+    return score_with_intervals(
+        predictions,
+        split.targets,
+        plan.scores,
+        confidence=plan.recipe.evaluate.confidence,
+        seed=plan.recipe.train.seed,
+    )
+
+
+def _score_baselines(plan: Plan, splits: dict[str, Split]) -> dict[str, dict[str, Scores]]:
+    task, train = plan.data.task, plan.data.splits["train"]
+    num_labels = len(task.label_names)
+    labelled = {name: split for name, split in splits.items() if split.is_labelled}
+    baselines: dict[str, dict[str, Scores]] = {"majority": {}, "tfidf_logistic": {}}
+    if not labelled:
+        return {}
+    fitted = tfidf_logistic(*_texts(plan, train), train.targets, num_labels, seed=plan.recipe.train.seed)
+    for name, split in labelled.items():
+        majority = majority_baseline(train.targets, num_labels, len(split.rows))
+        baselines["majority"][name] = _score(plan, split, majority)
+        baselines["tfidf_logistic"][name] = _score(plan, split, fitted.predict(*_texts(plan, split)))
+    return baselines
+
+
+def _texts(plan: Plan, split: Split) -> tuple[list[str], list[str] | None]:
+    task = plan.data.task
+    texts = list(split.table[task.text])
+    return texts, list(split.table[task.pair]) if task.pair is not None else None
+
+
+def _write_predictions(plan: Plan, splits: dict[str, Split], predictions: dict[str, np.ndarray]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    task = plan.data.task
+    tables = [
+        prediction_table(task, name, split.rows, split.targets, predictions[name]) for name, split in splits.items()
+    ]
+    table = pa.concat_tables(tables) if tables else task.schema().empty_table()
+    temporary = plan.run_dir / f".{PREDICTIONS_FILE}.tmp"
+    pq.write_table(table, temporary)
+    temporary.replace(plan.run_dir / PREDICTIONS_FILE)
+
+
+def read_scores(run_dir: Path) -> dict[str, Any]:
+    """Read `scores.json`; empty where the run has no final scores yet."""
+    path = run_dir / SCORES_FILE
+    if not path.exists():
+        return {}
+    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return scores

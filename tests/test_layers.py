@@ -1,0 +1,186 @@
+"""Imports go down the layers only, and what is outside the library is named in one place each."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import headstart
+
+ROOT = Path(headstart.__file__).parent
+
+# A module directly in the package, or a folder, and its layer. A new one gets its line here.
+LAYERS = {
+    "errors": 0,
+    "recipe": 0,
+    "records": 0,
+    "runlog": 0,
+    "data": 1,
+    "metrics": 1,
+    "models": 2,
+    "training": 2,
+    "tasks": 3,
+    "baselines": 4,
+    "display": 4,
+    "prediction": 4,
+    "reading": 4,
+    "run_files": 4,
+    "scoring": 4,
+    "api": 5,
+    "model_card": 5,
+    "plan_summary": 5,
+    "preparation": 5,
+    "results": 5,
+    "run": 5,
+    "training_run": 5,
+    "cli": 6,
+    "__init__": 6,
+}
+# Two folders of one layer do not know each other, but for these, one way only: an update draws its
+# dropout masks through models/dropout.py.
+SIDEWAYS = {("training", "models")}
+HEAVY = ("torch", "transformers", "datasets")
+
+MODULES = sorted(ROOT.rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in MODULES]
+
+
+def place_of(path: Path) -> str:
+    """Name the module in the package, or the folder, that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def package_of(path: Path) -> list[str]:
+    return ["headstart", *path.relative_to(ROOT).parts[:-1]]
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Give line and full name of everything that a module imports, at its top or inside a function.
+
+    ``from a import b`` gives ``a.b``; whether b is a module or a name in one is for the reader.
+    """
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            package = package_of(path)
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{origin}.{alias.name}"
+
+
+def faults_of(path: Path) -> list[str]:
+    own = place_of(path)
+    if own not in LAYERS:
+        return [f"{own} has no layer yet: give it a line in LAYERS"]
+    faults = []
+    for line, name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "headstart" or name == "headstart.__version__":
+            continue
+        other = parts[1] if len(parts) > 1 and parts[1] in LAYERS else "__init__"
+        up = LAYERS[other] > LAYERS[own]
+        folders = (ROOT / own).is_dir() or (ROOT / other).is_dir()
+        sideways = LAYERS[other] == LAYERS[own] and other != own and folders
+        if up or (sideways and (own, other) not in SIDEWAYS):
+            faults.append(f"line {line}: layer {LAYERS[own]} imports {name} of layer {LAYERS[other]}")
+    return faults
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_imports_go_down(path: Path) -> None:
+    assert faults_of(path) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_outside_libraries_are_named_in_one_place(path: Path) -> None:
+    place = path.relative_to(ROOT).as_posix()
+    names = {name for _, name in imported(path)}
+    if place != "training/device.py":
+        assert not [name for name in names if name.split(".")[0] == "accelerate"]
+    if place != "models/load.py":
+        assert not [name for name in names if name.startswith("transformers.") and ".Auto" in name]
+        # transformers.AutoModel..., getattr and the like, without an import of the name.
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        assert not [name for name in used if name.startswith("AutoModel")]
+
+
+def loaded_after(code: str) -> set[str]:
+    """Run code in a fresh Python and name the top-level packages that it has brought in."""
+    # After a line of its own: a page of help may well speak of torch.
+    show = "import sys; print('\\nLOADED', *{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        # The source of this checkout, also where the package is not installed.
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("\nLOADED ")[2].split())
+
+
+def test_lower_layers_import_nothing_heavy() -> None:
+    low = [path for path in MODULES if LAYERS.get(place_of(path), 9) <= 1]
+    names = ["headstart." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in low]
+    modules = [name.removesuffix(".__init__") for name in names]
+    assert {"headstart.errors", "headstart.data.batches", "headstart.metrics"} <= set(modules)
+    loaded = loaded_after("\n".join(f"import {name}" for name in ["headstart", *modules]))
+    assert not loaded & {*HEAVY, "accelerate", "sklearn", "scipy", "pandas"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    loaded = loaded_after(
+        f"""
+import sys
+from headstart.cli.main import main
+sys.argv = ["headstart", *{arguments!r}]
+try:
+    main()
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+"""
+    )
+    assert "headstart" in loaded
+    assert not loaded & {*HEAVY, "pydantic", "numpy", "pyarrow"}
+
+
+def test_the_table_names_only_what_exists() -> None:
+    assert {place_of(path) for path in MODULES} == set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "is_fault"),
+    [
+        ("data/x.py", "from headstart.models.load import load_classifier", True),
+        ("data/x.py", "def f():\n    import headstart.api", True),
+        ("data/x.py", "from .. import training", True),
+        ("data/x.py", "from headstart import finetune", True),
+        ("data/x.py", "from headstart.metrics import names", True),
+        ("data/x.py", "from . import batches\nfrom headstart import errors, __version__", False),
+        ("models/x.py", "from headstart.training.optim import build_optimizer", True),
+        ("training/x.py", "from headstart.models.dropout import row_mask", False),
+        ("results.py", "from headstart.run import Run", False),
+        ("brand_new.py", "", True),
+    ],
+)
+def test_the_check_finds_an_import_going_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: str, is_fault: bool
+) -> None:
+    for folder in ("data", "metrics", "models", "training"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / place
+    path.write_text(code, encoding="utf-8")
+    assert bool(faults_of(path)) == is_fault
