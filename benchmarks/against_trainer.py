@@ -3,8 +3,8 @@
     python benchmarks/against_trainer.py                                    (the demo's rows)
     python benchmarks/against_trainer.py --train train.jsonl --validation validation.jsonl --columns text=s1,pair=s2
 
-Same checkpoint, rows, optimizer, learning rate, schedule, epochs, batch size and head seed. The Trainer is set up as its
-tutorials have it: `map` with truncation, `DataCollatorWithPadding` (dynamic padding), its defaults otherwise. Each
+Same checkpoint, rows, optimizer, learning rate, schedule, epochs and batch size. The Trainer is set up as its tutorials
+have it: `map` with truncation, `DataCollatorWithPadding` (dynamic padding), its defaults otherwise. Each
 contestant runs in a process of its own; rounds alternate, and their order turns from round to round, so that a machine
 that slows down slows all of them. Samples a second cover the training steps alone (data loading included; loading the
 model, evaluating and saving apart), memory is the highest resident size of the whole process.

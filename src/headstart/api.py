@@ -13,6 +13,7 @@ from typing import Any
 from headstart.display.plan import PlanSummary, show_plan
 from headstart.display.progress import Progress
 from headstart.display.results import show_result
+from headstart.display.status import Status
 from headstart.preparation import Plan, prepare_plan
 from headstart.recipe import Recipe
 from headstart.results import write_results
@@ -186,15 +187,25 @@ def finetune(
         "train.seed": seed,
         "data.limit": limit,
     }
-    preparation = prepare(source, recipe_file=recipe, settings=settings, values=values, resume=resume, debug=debug)
+    given: dict[str, Any] = {
+        "recipe_file": recipe,
+        "settings": settings,
+        "values": values,
+        "resume": resume,
+        "debug": debug,
+    }
     if not progress:
+        preparation = prepare(source, **given)
         for _ in preparation.train():
             pass
         return preparation.finish()
+    with Status() as status:
+        preparation = prepare(source, **given, progress=status.tokenising)
     show_plan(preparation.summary)
     with Progress(total_steps=preparation.summary.total_steps) as bars:
         for record in preparation.train():
             bars.update(record)
-    finished = preparation.finish()
+    with Status() as status:
+        finished = preparation.finish(status.say)
     show_result(finished.scores, run_dir=finished.run_dir)
     return finished

@@ -134,13 +134,16 @@ class Run:
         probabilities = self._probabilities(first, second, batch_size)
         return self._predictions(probabilities)
 
-    def predict_source(self, source: Any, *, text: str | None = None, pair: str | None = None) -> PredictedTable:
+    def predict_source(
+        self, source: Any, *, text: str | None = None, pair: str | None = None, batch_size: int | None = None
+    ) -> PredictedTable:
         """Predict every row of a source.
 
         Args:
             source: a file, folder, hub name or table, as for training.
             text: its column; None looks for that of training, then for a usual name.
             pair: column of the second text, found in the same way.
+            batch_size: rows of one forward pass; None takes the recipe's.
 
         Raises:
             ColumnError: a column is missing.
@@ -150,7 +153,7 @@ class Run:
         columns = [list(table[name]) for name in names]
         good = [row for row in range(len(table)) if all(isinstance(column[row], str) for column in columns)]
         kept = [[column[row] for row in good] for column in columns]
-        probabilities = self._probabilities(kept[0], kept[1] if len(kept) > 1 else None, None)
+        probabilities = self._probabilities(kept[0], kept[1] if len(kept) > 1 else None, batch_size)
         predictions: list[Prediction | None] = [None] * len(table)
         for row, prediction in zip(good, self._predictions(probabilities), strict=True):
             predictions[row] = prediction

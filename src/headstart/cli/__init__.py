@@ -1,0 +1,1 @@
+"""The command: `headstart train reviews.csv` and its kin. It translates, and decides nothing."""

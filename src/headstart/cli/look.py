@@ -1,0 +1,58 @@
+"""`headstart evaluate`, `headstart runs` and `headstart show`.
+
+Layer 6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from headstart.errors import CheckpointError
+
+__all__ = ["find_run", "run_evaluate", "run_runs", "run_show"]
+
+
+def find_run(name: str) -> Path:
+    """Find a run by its path, or by its name in `runs/`."""
+    path, named = Path(name).expanduser(), Path("runs") / name
+    return named if not path.exists() and named.exists() else path
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Score a run on labelled rows."""
+    from headstart.api import load
+    from headstart.display.scores import show_scores
+
+    run = load(find_run(arguments.run))
+    scores = run.evaluate(arguments.source, text=arguments.text, pair=arguments.pair, label=arguments.label)
+    if arguments.json:
+        print(json.dumps({"run_dir": str(run.run_dir), "source": arguments.source, "scores": scores}))
+    else:
+        show_scores(scores, f"{run.run_dir.name} on {arguments.source}")
+    return 0
+
+
+def run_runs(arguments: argparse.Namespace) -> int:
+    """List runs, best first."""
+    from headstart.api import list_runs
+    from headstart.display.runs import show_runs
+
+    root = Path(arguments.dir or "runs")
+    if not root.is_dir():
+        raise CheckpointError(
+            f"{root}: no such folder.",
+            "a folder that holds runs.",
+            "Start one: headstart train SOURCE (or headstart demo).",
+        )
+    show_runs(list_runs(root))
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """Show one run."""
+    from headstart.display.runs import show_run
+
+    show_run(find_run(arguments.run))
+    return 0

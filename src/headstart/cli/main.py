@@ -1,0 +1,149 @@
+"""The command's entry: which command, which options, and what an error looks like.
+
+Layer 6; imports the standard library only before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from headstart.cli.commands import COMMANDS, Command
+from headstart.cli.pages import command_page, main_page
+from headstart.errors import HeadstartError, NonFiniteError, RecipeError, suggest
+
+__all__ = ["main"]
+
+DONE, OUR_FAULT, USER_CAN_MEND, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class _UsageError(RecipeError):
+    """A word on the command line that cannot be understood."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises faults in three parts instead of printing argparse's usage."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(prog=f"headstart {command.name}", add_help=False, allow_abbrev=False)
+        self._command = command
+        for argument in command.arguments:
+            self.add_argument(argument.attribute, nargs=argument.count)
+        for option in command.options:
+            if not option.metavar:
+                self.add_argument(option.name, action="store_true")
+            elif option.repeated:
+                self.add_argument(option.name, action="append", default=[])
+            else:
+                self.add_argument(option.name, type=option.kind, default=None)
+
+    def error(self, message: str) -> NoReturn:
+        """Turn argparse's sentence into an error that says what to do."""
+        page = f"See: headstart {self._command.name} --help"
+        match = re.match(r"argument (--\S+): (?:invalid (\w+) value: (.*)|expected .*)", message)
+        if match is not None:
+            option = next(option for option in self._command.options if option.name == match[1])
+            found = f"{option.name} has the value {match[3]}." if match[3] else f"{option.name} has no value."
+            kinds = {int: "a whole number", float: "a number", str: option.help}
+            raise _UsageError(found, f"{kinds[option.kind]}: {option.name} {option.metavar}.", page)
+        raise _UsageError(f"headstart {self._command.name}: {message}.", fix=page)
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse, naming the nearest option for one that is unknown."""
+        arguments, unknown = self.parse_known_args(words)
+        if unknown:
+            page = f"See: headstart {self._command.name} --help"
+            names = [option.name for option in self._command.options]
+            name = unknown[0].partition("=")[0]
+            if name.startswith("-"):
+                found = f'headstart {self._command.name} has no option "{name}".'
+                raise _UsageError(found, fix=f"{suggest(name, names)}\n{page}")
+            raise _UsageError(f'headstart {self._command.name}: "{name}" is one word too many.', fix=page)
+        return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: words after the program's name; None takes `sys.argv`.
+
+    Returns:
+        0 done, 1 our fault, 2 the user can mend it, 3 a loss that is not finite, 130 or 143 stopped by a signal.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    # A label or path that the terminal's encoding lacks is shown escaped, not as a crash.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _dispatch(words)
+    except HeadstartError as error:
+        if "--traceback" in words:
+            raise
+        _show(error)
+        return NON_FINITE if isinstance(error, NonFiniteError) else USER_CAN_MEND
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was saved.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (headstart runs | head); what it wanted, it has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if "--traceback" in words:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        print(f"This is a fault of headstart: {type(error).__name__}: {lines[0]}", file=sys.stderr)
+        print("To do: run the command again with --traceback, and report what it prints.", file=sys.stderr)
+        return OUR_FAULT
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        if len(words) > 1 and words[1] in COMMANDS:
+            sys.stdout.write(command_page(COMMANDS[words[1]]))
+        else:
+            sys.stdout.write(main_page())
+        return DONE
+    if words[0] in ("--version", "-V"):
+        from headstart import __version__
+
+        print(f"headstart {__version__}")
+        return DONE
+    name = words[0]
+    if name not in COMMANDS:
+        raise _UsageError(f'"{name}" is no command.', fix=f"{suggest(name, list(COMMANDS))}\nSee: headstart --help")
+    command = COMMANDS[name]
+    rest = words[1:]
+    before_texts = rest[: rest.index("--")] if "--" in rest else rest
+    if "--help" in before_texts or "-h" in before_texts:
+        sys.stdout.write(command_page(command))
+        return DONE
+    arguments = _Parser(command).parse(rest)
+    module = {"evaluate": "look", "runs": "look", "show": "look", "demo": "train"}.get(name, name)
+    run = getattr(importlib.import_module(f"headstart.cli.{module}"), f"run_{name}")
+    _quiet_libraries()
+    code: int = run(arguments)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """Keep bars and hints of the libraries below from mixing with ours; what they find is said by headstart."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _show(error: HeadstartError) -> None:
+    from rich.console import Console
+
+    from headstart.display.errors import show_error
+
+    show_error(error, Console(stderr=True))

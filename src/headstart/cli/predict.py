@@ -1,0 +1,204 @@
+"""`headstart predict`: texts, a pipe or a file in; a table or a file out.
+
+Layer 6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.cli.look import find_run
+from headstart.errors import DataError, RecipeError, format_rows, suggest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from headstart.api import Prediction, Run
+
+__all__ = ["run_predict"]
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Predict, keeping the rows' order and columns."""
+    from headstart.api import load
+
+    ending = _ending(arguments.output) if arguments.output is not None else None
+    for option in ("text", "pair"):
+        if arguments.file is None and getattr(arguments, option) is not None:
+            raise RecipeError(
+                f"--{option} names a column, but no --file is given.", "a source with columns.", "Add --file SOURCE."
+            )
+    if arguments.file is not None and arguments.texts:
+        raise RecipeError("Texts and --file are both given.", "one of them.", "Predict them with two commands.")
+    run = load(find_run(arguments.run))
+    if arguments.file is not None:
+        predicted = run.predict_source(
+            arguments.file, text=arguments.text, pair=arguments.pair, batch_size=arguments.batch_size
+        )
+        table, predictions, notes = predicted.table, predicted.predictions, predicted.notes
+    else:
+        table, predictions, notes = _predict_texts(run, arguments.texts, arguments.batch_size)
+    table, renamed = _with_predictions(table, predictions)
+    for note in [*notes, *renamed]:
+        print(note, file=sys.stderr)
+    if ending is not None:
+        _write(table, Path(arguments.output), ending)
+        print(f"{table.num_rows:,} rows written to {arguments.output}", file=sys.stderr)
+    elif sys.stdout.isatty():
+        _show(table)
+    else:
+        _write_rows(table, sys.stdout, "\t")
+    return 0
+
+
+def _ending(output: str) -> str:
+    """Find the format by the ending, before anything is computed."""
+    ending = Path(output.removesuffix(".gz")).suffix.lower()
+    if ending not in ENDINGS:
+        raise RecipeError(
+            f'--output {output}: the ending "{ending}" is unknown.',
+            f"one of {', '.join(ENDINGS)} (each also with .gz).",
+            suggest(ending, ENDINGS),
+        )
+    parent = Path(output).parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RecipeError(f"--output {output}: {parent} is no folder that can be written to.", fix="Make the folder.")
+    return ending
+
+
+def _predict_texts(
+    run: Run, words: Sequence[str], batch_size: int | None
+) -> tuple[pa.Table, list[Prediction | None], list[str]]:
+    import pyarrow as pa
+
+    is_pair = run.task.pair is not None
+    if words and not is_pair:
+        texts: list[Any] = list(words)
+    elif words:
+        if len(words) % 2:
+            raise DataError(
+                f"{len(words)} texts are given, but this run learned from pairs.",
+                "texts in twos: the text and its pair.",
+                'Write: headstart predict RUN "a text" "its pair"',
+            )
+        texts = list(zip(words[::2], words[1::2], strict=True))
+    else:
+        texts = _read_lines(is_pair)
+    predictions: list[Prediction | None] = list(run.predict(texts, batch_size=batch_size))
+    if not is_pair:
+        return pa.table({run.task.text: pa.array(texts, pa.string())}), predictions, []
+    columns = {run.task.text: [first for first, _ in texts], str(run.task.pair): [second for _, second in texts]}
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), predictions, []
+
+
+def _read_lines(is_pair: bool) -> list[Any]:
+    """Read a text a line from the pipe; a pair is separated by a tab."""
+    if sys.stdin.isatty():
+        raise DataError(
+            "There is nothing to predict.", "texts, a pipe, or --file SOURCE.", "See: headstart predict --help"
+        )
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The standard input is not UTF-8 ({error}).", "text in UTF-8.", "Convert it with iconv."
+        ) from error
+    if not lines:
+        raise DataError("The standard input is empty.", "a text a line.", "Check the command before the pipe.")
+    if not is_pair:
+        return lines
+    pairs = [tuple(line.split("\t")) for line in lines]
+    wrong = [number for number, pair in enumerate(pairs, start=1) if len(pair) != 2]
+    if wrong:
+        raise DataError(
+            f"Lines without exactly one tab: {format_rows(wrong)}.",
+            "a pair a line, separated by a tab: this run learned from pairs.",
+            "Or give a file with two columns: --file SOURCE.",
+        )
+    return list(pairs)
+
+
+def _with_predictions(table: pa.Table, predictions: Sequence[Prediction | None]) -> tuple[pa.Table, list[str]]:
+    """Add the columns `prediction` and `probability`; say where their names were taken."""
+    import pyarrow as pa
+
+    notes = []
+    columns = {
+        "prediction": pa.array([one.prediction if one is not None else None for one in predictions]),
+        "probability": pa.array([one.probability if one is not None else None for one in predictions], pa.float64()),
+    }
+    for name, values in columns.items():
+        free = name
+        while free in table.column_names:
+            free = f"model_{free}"
+        if free != name:
+            notes.append(f'the input has a column "{name}"; the new one is called "{free}"')
+        table = table.append_column(free, values)
+    return table, notes
+
+
+def _write(table: pa.Table, path: Path, ending: str) -> None:
+    """Write through a temporary file, so that an older one stays until the new one is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if ending == ".parquet":
+            import pyarrow.parquet as pq
+
+            with _open(temporary, path.name.endswith(".gz"), "wb") as file:
+                pq.write_table(table, file)
+        else:
+            with _open(temporary, path.name.endswith(".gz"), "wt") as file:
+                if ending in (".csv", ".tsv"):
+                    _write_rows(table, file, "," if ending == ".csv" else "\t")
+                elif ending == ".jsonl":
+                    file.writelines(
+                        json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist()
+                    )
+                else:
+                    json.dump(table.to_pylist(), file, ensure_ascii=False, indent=1, default=str)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error}).", "a place with room.", "Choose another --output."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path, is_gzip: bool, mode: str) -> Any:
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    opener: Any = gzip.open if is_gzip else open
+    return opener(path, mode, **text)
+
+
+def _write_rows(table: pa.Table, file: Any, delimiter: str) -> None:
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(table.column_names)
+    for batch in table.to_batches():
+        writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def _show(table: pa.Table) -> None:
+    """Show texts and predictions on a terminal, each text cut to its line."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for index, name in enumerate(table.column_names):
+        is_new = index >= table.num_columns - 2
+        shown.add_column(Text(name), no_wrap=True, overflow="ellipsis", ratio=None if is_new else 1)
+    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        shown.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
+    Console().print(shown)

@@ -1,0 +1,256 @@
+"""The commands, run in this process on a tiny model."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from headstart.cli.main import main
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A folder with a file of rows, and two finished runs: one of texts, one of pairs."""
+    folder = tmp_path_factory.mktemp("workplace")
+    words = {"good": ["good", "great", "fine"], "bad": ["bad", "dull", "weak"]}
+    rows = [f"the film was {words[label][index % 3]} {index},{label}" for index in range(60) for label in words]
+    (folder / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    pairs = [f"a film {index},a {'film' if index % 2 else 'house'} {index},{index % 2}" for index in range(60)]
+    (folder / "pairs.csv").write_text("sentence1,sentence2,label\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for name in ("reviews", "pairs"):
+            words_ = ["train", f"{name}.csv", "--model", str(tiny_model_dir), "--epochs", "1", "--quiet"]
+            assert main(words_) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    def give(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+    return give
+
+
+def test_train_shows_the_plan_and_the_result(
+    here: Path, tmp_path: Path, tiny_model_dir: Path, capsys: Captured
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(["train", "reviews.csv", "--model", str(tiny_model_dir), "--run", run, "--debug"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "The plan",
+        "the column name is usual for text",
+        "new, starting at random",
+        "majority",
+        "tfidf_logistic",
+    ):
+        assert part in shown
+    assert "step 4" in shown
+
+
+def test_json_is_alone_on_standard_output(here: Path, tmp_path: Path, tiny_model_dir: Path, capsys: Captured) -> None:
+    words = [
+        "train",
+        "reviews.csv",
+        "--model",
+        str(tiny_model_dir),
+        "--run",
+        str(tmp_path / "run"),
+        "--debug",
+        "--json",
+    ]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert set(result) == {"run_dir", "seconds", "scores"}
+    assert "The plan" in captured.err
+
+
+def test_flags_and_set_reach_the_recipe(here: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
+    from headstart.recipe import build_recipe
+
+    words = [
+        "train", "reviews.csv", "--model", str(tiny_model_dir), "--run", str(tmp_path / "run"), "--quiet",
+        "--epochs", "0.5", "--batch-size", "8", "--learning-rate", "3e-3", "--max-length", "20", "--seed", "5",
+        "--limit", "50%", "--test", "reviews.csv[:10]", "--text", "text", "--label", "label",
+        "--task", "sequence_classification", "--set", "optim.schedule=cosine", "--set", "train.accumulation=2",
+    ]  # fmt: skip
+    assert main(words) == 0
+    recipe = build_recipe(tmp_path / "run" / "recipe.yaml")
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.seed) == (0.5, 8, 5)
+    assert (recipe.optim.learning_rate, recipe.optim.schedule, recipe.train.accumulation) == (3e-3, "cosine", 2)
+    assert (recipe.data.limit, recipe.data.max_length) == ("50%", 20)
+    assert recipe.data.test == f"{here / 'reviews.csv'}[:10]"
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert data["splits"]["test"]["rows"] == 10
+
+
+def test_predict_writes_tab_separated_lines_into_a_pipe(here: Path, capsys: Captured) -> None:
+    assert main(["predict", "reviews-1", "the film was good", "the film was bad"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "text\tprediction\tprobability"
+    assert [line.split("\t")[0] for line in lines[1:]] == ["the film was good", "the film was bad"]
+
+
+def test_predict_reads_a_pipe(here: Path, pipe: Callable[[bytes], None], capsys: Captured) -> None:
+    pipe("a fine film\nein schöner Film\n".encode())
+    assert main(["predict", "runs/reviews-1"]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "a fine film",
+        "ein schöner Film",
+    ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet", "csv.gz", "jsonl.gz"])
+def test_predicted_files_keep_rows_and_columns(here: Path, tmp_path: Path, ending: str, capsys: Captured) -> None:
+    from headstart.data.sources import read_source
+
+    output = tmp_path / f"predicted.{ending}"
+    assert main(["predict", "reviews-1", "--file", "reviews.csv", "--output", str(output)]) == 0
+    table = next(iter(read_source(output).splits.values()))
+    assert table.column_names == ["text", "label", "prediction", "probability"]
+    original = next(iter(read_source("reviews.csv").splits.values()))
+    assert table["text"][:] == original["text"][:]
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_a_taken_column_name_is_said(here: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "in.csv").write_text("text,prediction\na film,mine\n")
+    assert (
+        main(["predict", "reviews-1", "--file", str(tmp_path / "in.csv"), "--output", str(tmp_path / "o.parquet")]) == 0
+    )
+    assert pq.read_table(tmp_path / "o.parquet").column_names == [
+        "text",
+        "prediction",
+        "model_prediction",
+        "probability",
+    ]
+    assert 'the new one is called "model_prediction"' in capsys.readouterr().err
+
+
+def test_pairs_come_in_twos(here: Path, pipe: Callable[[bytes], None], capsys: Captured) -> None:
+    assert main(["predict", "pairs-1", "a film", "a house"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "sentence1\tsentence2\tprediction\tprobability"
+    assert main(["predict", "pairs-1", "a film"]) == 2
+    assert "in twos" in capsys.readouterr().err
+    pipe(b"a film\ta house\n")
+    assert main(["predict", "pairs-1"]) == 0
+    pipe(b"a film\n")
+    assert main(["predict", "pairs-1"]) == 2
+    assert "exactly one tab" in capsys.readouterr().err
+
+
+def test_evaluate_runs_and_show(here: Path, capsys: Captured) -> None:
+    assert main(["evaluate", "reviews-1", "reviews.csv[:20]", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["accuracy"]["low"] <= scores["accuracy"]["value"] <= scores["accuracy"]["high"]
+    assert main(["evaluate", "reviews-1", "reviews.csv"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert main(["runs"]) == 0
+    assert {"reviews-1", "pairs-1"} <= set(capsys.readouterr().out.split())
+    assert main(["show", "reviews-1"]) == 0
+    assert "sequence_classification" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["train", "reviws.csv"], 'Did you mean "reviews.csv"'),
+        (["train"], "No training source is named"),
+        (["train", "reviews.csv", "--label", "lable"], 'Set data.columns.label = "label"'),
+        (["train", "reviews.csv", "--label", "text", "--text", "text"], "text"),
+        (["train", "reviews.csv", "--learning-rate", "-1"], "more than 0"),
+        (["train", "reviews.csv", "--batch-size", "0"], "at least 1"),
+        (["train", "reviews.csv", "--task", "ner"], "task.name: 'ner' is unknown"),
+        (["train", "reviews.csv", "--set", "train.epohcs=3"], 'Did you mean "epochs"'),
+        (["train", "reviews.csv", "--epochs", "2", "--set", "train.epochs=3"], "Keep one"),
+        (["train", "reviews.csv", "--model", "./nowhere"], "no such model folder"),
+        (["train", "reviews.csv", "--recipe", "gone.yaml"], "gone.yaml"),
+        (["train", "reviews.csv", "--run", "runs/reviews-1"], "exists and is not empty"),
+        (["train", "--resume"], "which run goes on"),
+        (["train", "--resume", "--run", "runs/nothing"], "no run to resume"),
+        (["train", "--resume", "--debug", "--run", "runs/reviews-1"], "both given"),
+        (["predict", "reviws-1", "a film"], "no run"),
+        (["predict", "reviews-1", "a film", "--output", "x.xls"], "unknown"),
+        (["predict", "reviews-1", "a film", "--file", "reviews.csv"], "both given"),
+        (["predict", "reviews-1", "a film", "--text", "text"], "no --file"),
+        (["predict", "reviews-1", "--file", "reviews.csv", "--text", "txt"], 'Did you mean "text"'),
+        (["evaluate", "reviews-1", "pairs.csv"], "training"),
+        (["show", "nothing"], "no run"),
+        (["runs", "nowhere"], "no such folder"),
+    ],
+)
+def test_a_mistake_ends_with_two_and_says_what_to_do(here: Path, words: list[str], part: str, capsys: Captured) -> None:
+    before = sorted(Path("runs").iterdir())
+    assert main(words) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert part in error and "Traceback" not in error
+    assert sorted(Path("runs").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "empty"),
+        (b"text,label\n", "no row"),
+        (b"text,label\na,good\nb\xff,bad\n", "UTF-8"),
+        (b"text,label\na,good\nb,bad,more\n", "row 3: 3 cells"),
+        (b"text,label\na,good\nb,good\n", "class"),
+        (b"text,words\na,\nb,\n", "label"),
+    ],
+)
+def test_a_broken_file_is_explained(tmp_path: Path, content: bytes, part: str, capsys: Captured) -> None:
+    (tmp_path / "broken.csv").write_bytes(content)
+    assert main(["train", str(tmp_path / "broken.csv"), "--yes"]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_told_apart(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    import headstart.cli.look
+
+    def fail(name: str) -> Any:
+        raise ZeroDivisionError("made up")
+
+    monkeypatch.setattr(headstart.cli.look, "find_run", fail)
+    assert main(["show", "reviews-1"]) == 1
+    error = capsys.readouterr().err
+    assert "a fault of headstart: ZeroDivisionError: made up" in error and "Traceback" not in error
+    with pytest.raises(ZeroDivisionError):
+        main(["show", "reviews-1", "--traceback"])
+
+
+def test_a_question_that_is_declined_writes_nothing(
+    here: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    run = tmp_path / "run"
+    assert main(["train", "reviews.csv", "--model", str(tiny_model_dir), "--run", str(run)]) == 0
+    assert not run.exists()
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+    words = ["train", "reviews.csv", "--model", str(tiny_model_dir), "--run", str(run), "--debug", "--yes"]
+    assert main(words) == 0
+    assert run.exists()
