@@ -74,6 +74,7 @@ def read_rows(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
 
 def run_trainer(arguments: argparse.Namespace, precision: str, folder: str) -> dict[str, float]:
     import numpy as np
+    import torch
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -109,6 +110,7 @@ def run_trainer(arguments: argparse.Namespace, precision: str, folder: str) -> d
             per_device_train_batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
             bf16=precision == "bf16",
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,

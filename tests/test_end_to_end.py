@@ -155,6 +155,18 @@ def test_a_request_to_stop_saves_and_resume_goes_on(tiny_csv: Path, tiny_model_d
         headstart.load(tmp_path / "run")
 
 
+def test_a_run_that_was_moved_goes_on_where_it_lies(tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    whole, _ = train_whole(tiny_csv, tmp_path / "whole", tiny_model_dir)
+    for _ in run_plan(plan_for(tiny_csv, tmp_path / "here", tiny_model_dir)):
+        break
+    (tmp_path / "here").rename(tmp_path / "there")
+    plan = plan_for(None, tmp_path / "there", tiny_model_dir, resume=True)
+    list(run_plan(plan))
+    write_results(plan)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole.run_dir, tmp_path / "there")]
+    assert weights[0] == weights[1]
+
+
 def test_resume_refuses_other_settings_and_other_data(tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for _ in run_plan(plan_for(tiny_csv, run_dir, tiny_model_dir)):

@@ -41,6 +41,7 @@ LAYERS = {
     "training_run": 5,
     "cli": 6,
     "__init__": 6,
+    "__main__": 6,
 }
 # Two folders of one layer do not know each other, but for these, one way only: an update draws its
 # dropout masks through models/dropout.py.

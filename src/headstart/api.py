@@ -207,5 +207,10 @@ def finetune(
             bars.update(record)
     with Status() as status:
         finished = preparation.finish(status.say)
-    show_result(finished.scores, run_dir=finished.run_dir)
+    show_result(
+        finished.scores,
+        run_dir=finished.run_dir,
+        confidence=finished.recipe.evaluate.confidence,
+        is_pair=finished.task.pair is not None,
+    )
     return finished

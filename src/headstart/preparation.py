@@ -170,7 +170,8 @@ def _resumed_recipe(
             "the folder of a run that was started.",
             "Check the path given with --run, or leave --resume out to start it.",
         )
-    recipe = build_recipe(path)
+    # The folder may have been moved since: where it lies now counts.
+    recipe = build_recipe(path).replace({"output.run": str(run)})
     derived = read_recipe_file(path)[1]
     given = {key: value for key, value in values.items() if key != "output.run"}
     changed: list[str] = []

@@ -445,7 +445,11 @@ def _explain(fault: dict[str, Any]) -> str:
     if kind == "literal_error":
         choices = [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
         return f"{name}: {value!r} is unknown. {suggest(str(value), choices)}"
-    bounds = {"greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}"}
+    bounds = {
+        "greater_than": "more than {gt:g}",
+        "greater_than_equal": "at least {ge:g}",
+        "less_than": "less than {lt:g}",
+    }
     if kind in bounds:
         return f"{name}: {value!r} is out of range. Expected {bounds[kind].format(**context)}."
     if isinstance(value, float) and not math.isfinite(value):

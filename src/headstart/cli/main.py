@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(error)
         return NON_FINITE if isinstance(error, NonFiniteError) else USER_CAN_MEND
     except KeyboardInterrupt:
-        print("\nStopped; nothing was saved.", file=sys.stderr)
+        print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left (headstart runs | head); what it wanted, it has.

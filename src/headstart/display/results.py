@@ -40,6 +40,8 @@ def show_result(
     *,
     run_dir: Path,
     seconds: float | None = None,
+    confidence: float | None = None,
+    is_pair: bool = False,
     console: Console | None = None,
 ) -> None:
     """Show what a training led to: the test split first, then validation.
@@ -48,13 +50,15 @@ def show_result(
         scores: what `scores.json` holds.
         run_dir: the run folder.
         seconds: of the training; None takes them from the log.
+        confidence: of the intervals, 0 to 1.
+        is_pair: whether the run predicts pairs of texts, for the command that is shown.
         console: where to; None is the standard output.
     """
     console = make_console(console)
     console.print()
     console.print(Text.assemble((" The result: ", HEADING), plain(run_dir.name, HEADING)))
     console.print()
-    show_score_block(scores, console)
+    show_score_block(scores, console, confidence)
     if seconds is None:
         seconds = _training_seconds(run_dir)
     block: list[tuple[str, RenderableType]] = []
@@ -66,7 +70,7 @@ def show_result(
     console.print()
     folder = shlex.quote(str(run_dir))
     for key, command in (
-        ("next", f'headstart predict {folder} "a text"'),
+        ("next", f'headstart predict {folder} "a text"' + (' "its pair"' if is_pair else "")),
         ("", f"headstart show {folder}"),
     ):
         # Never wrapped: these lines are made to be copied.

@@ -187,13 +187,14 @@ def show_run(run_dir: str | Path, console: Console | None = None) -> None:
     console.print(key_value_grid(_describe_recipe(recipe, data)))
     console.print()
     if scores:
-        show_score_block(scores, console)
+        show_score_block(scores, console, recipe.evaluate.confidence)
     _show_training(records, console)
     remarks = _remarks(data, records)
     if remarks:
         console.print(key_value_grid([("remarks", rows_grid(remarks))]))
         console.print()
-    _show_files(run_dir, finished=bool(scores), console=console)
+    is_pair = recipe.data.columns.get("pair") is not None
+    _show_files(run_dir, finished=bool(scores), is_pair=is_pair, console=console)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -318,7 +319,7 @@ def _remarks(data: Mapping[str, Any], records: Iterable[Record]) -> list[tuple[T
     return remarks
 
 
-def _show_files(run_dir: Path, *, finished: bool, console: Console) -> None:
+def _show_files(run_dir: Path, *, finished: bool, is_pair: bool, console: Console) -> None:
     folder = shlex.quote(str(run_dir))
     names = sorted(
         f"{path.name}/" if path.is_dir() else path.name for path in run_dir.iterdir() if not path.name.startswith(".")
@@ -331,6 +332,7 @@ def _show_files(run_dir: Path, *, finished: bool, console: Console) -> None:
             block.append(("saved", plain(", ".join(steps))))
     console.print(key_value_grid(block))
     console.print()
-    command = f'headstart predict {folder} "a text"' if finished else f"headstart train --resume --run {folder}"
+    texts = '"a text" "its pair"' if is_pair else '"a text"'
+    command = f"headstart predict {folder} {texts}" if finished else f"headstart train --resume --run {folder}"
     console.print(Text.assemble((f" {'next':<11}", FAINT), plain(command, "cyan")), soft_wrap=True)
     console.print()

@@ -110,7 +110,7 @@ def show_scores(scores: Mapping[str, Interval], title: str, console: Console | N
     console.print()
 
 
-def show_score_block(scores: Mapping[str, Any], console: Console) -> None:
+def show_score_block(scores: Mapping[str, Any], console: Console, confidence: float | None = None) -> None:
     """Show what `scores.json` holds: test first, then validation, the baselines beside, and what to make of it."""
     splits = ordered_splits(scores)
     if not splits:
@@ -120,7 +120,8 @@ def show_score_block(scores: Mapping[str, Any], console: Console) -> None:
     baselines = scores.get("baselines") or {}
     console.print(score_table(splits, baselines))
     console.print()
-    console.print(Text(" [low, high]: confidence interval, from drawing the rows again.", style=FAINT))
+    share = f"{confidence:.0%} " if confidence is not None else ""
+    console.print(Text(f" [low, high]: {share}confidence interval, from drawing the rows again.", style=FAINT))
     for remark in compare_with_baselines(splits[0], baselines):
         console.print(plain(f" {remark}", "yellow"))
     console.print()

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINARY_SCORES", "CLASSIFICATION_SCORES", "compute_scores"]
+__all__ = ["BINARY_SCORES", "CLASSIFICATION_SCORES", "clip_probabilities", "compute_scores"]
 
 Labels = npt.NDArray[np.integer]
 Probabilities = npt.NDArray[np.floating]
@@ -35,9 +35,6 @@ CLASSIFICATION_SCORES: Final = (
     "average_precision",
     "log_loss",
 )
-
-PROBABILITY_FLOOR: Final = float(np.finfo(np.float32).eps)
-"""The least probability that log_loss sees: scikit-learn clips float32 probabilities there, too."""
 
 
 def compute_scores(names: Sequence[str], labels: Labels, probabilities: Probabilities) -> dict[str, float]:
@@ -125,9 +122,22 @@ def _ranked(name: str) -> Callable[[Labels, Labels, Probabilities], float]:
 def _log_loss(labels: Labels, predictions: Labels, probabilities: Probabilities) -> float:
     from sklearn.metrics import log_loss
 
-    clipped = np.clip(probabilities.astype(np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    return float(log_loss(labels, clip_probabilities(probabilities), labels=np.arange(probabilities.shape[1])))
+
+
+def clip_probabilities(probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """Keep probabilities away from 0 and 1, so that one sure mistake does not make a mean loss infinite.
+
+    Args:
+        probabilities: shape (N, K); the precision of its type is the least probability, as in scikit-learn.
+
+    Returns:
+        float64 of the same shape, each row sums to 1.
+    """
+    floor = float(np.finfo(probabilities.dtype).eps)
+    clipped: npt.NDArray[np.float64] = np.clip(probabilities.astype(np.float64), floor, 1 - floor)
     clipped /= clipped.sum(axis=1, keepdims=True)
-    return float(log_loss(labels, clipped, labels=np.arange(probabilities.shape[1])))
+    return clipped
 
 
 _SCORERS: Final[dict[str, Callable[[Labels, Labels, Probabilities], float]]] = {

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from headstart.metrics.classification import PROBABILITY_FLOOR, Labels, Probabilities, compute_scores
+from headstart.metrics.classification import Labels, Probabilities, clip_probabilities, compute_scores
 
 __all__ = ["NUM_RESAMPLES", "score_intervals"]
 
@@ -120,9 +120,7 @@ def _resample_rows(
 ) -> dict[str, Floats]:
     """Resample rows as weights: how often each row was drawn."""
     num_rows, num_labels = probabilities.shape
-    clipped = np.clip(probabilities.astype(np.float64), PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-    clipped /= clipped.sum(axis=1, keepdims=True)
-    losses = -np.log(clipped[np.arange(num_rows), labels])
+    losses = -np.log(clip_probabilities(probabilities)[np.arange(num_rows), labels])
     classes = [1] if num_labels == 2 else list(range(num_labels))
     rankings = (
         [_Ranking(labels == label, probabilities[:, label]) for label in classes] if set(names) - {"log_loss"} else []

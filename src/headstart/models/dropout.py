@@ -77,6 +77,21 @@ def row_mask(shape: tuple[int, ...], probability: float, key: RandomKey, site: i
     return keep
 
 
+class _Drop(torch.autograd.Function):
+    """Multiply by a mask and a factor, keeping a byte an element for the backward pass instead of a number."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, keep: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.save_for_backward(keep)
+        ctx.factor = factor
+        return (values * keep).mul_(factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return (gradients[0] * keep).mul_(ctx.factor), None, None
+
+
 class _KeyedDropout(TorchFunctionMode):
     """Answers dropout calls of a forward pass with masks drawn from a `RandomKey`."""
 
@@ -109,7 +124,8 @@ class _KeyedDropout(TorchFunctionMode):
         keep = torch.from_numpy(row_mask(tuple(values.shape), probability, self.key, site))
         # The share that is really kept, so that the expected value is exact.
         kept = 1.0 - round(probability * _LEVELS) / _LEVELS
-        return values * keep.to(values.dtype).mul_(1.0 / kept)
+        dropped: torch.Tensor = _Drop.apply(values, keep, 1.0 / kept)  # type: ignore[no-untyped-call]
+        return dropped
 
     def _attention(
         self,

@@ -1,0 +1,71 @@
+"""What others build on is pinned: a change here is a change of an interface, and belongs into the changelog."""
+
+from dataclasses import fields
+
+import headstart
+from headstart import runlog
+from headstart.cli.commands import COMMANDS
+from headstart.recipe import Recipe
+from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, StopRecord, WarningRecord
+
+NAMES = (
+    "CheckpointError DataError HeadstartError ModelError Prediction Recipe RecipeError Run TrainingError "
+    "build_optimizer collate_tokens finetune list_runs load load_checkpoint plan_batches save_checkpoint"
+)
+RECIPE = {
+    "task": "name",
+    "data": "train validation test columns validation_fraction limit max_length strict",
+    "model": "checkpoint revision dropout",
+    "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm",
+    "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device seed evaluate_every "
+    "save_every keep best patience on_non_finite threads time_limit",
+    "evaluate": "scores batch_size baselines confidence",
+    "output": "run log_to",
+}
+RECORDS = {
+    StepRecord: "step epoch loss learning_rate grad_norm rows tokens seconds",
+    EvaluationRecord: "step epoch split scores seconds best",
+    CheckpointRecord: "step path best",
+    WarningRecord: "step kind message rows",
+    StopRecord: "step reason message seconds",
+}
+OPTIONS = {
+    "demo": "--run --quiet --traceback",
+    "train": "--test --validation --text --pair --label --limit --max-length --task --model --epochs --batch-size "
+    "--learning-rate --seed --recipe --set --run --resume --debug --yes --quiet --json --traceback",
+    "predict": "--file --text --pair --output --batch-size --traceback",
+    "evaluate": "--text --pair --label --json --traceback",
+    "runs": "--traceback",
+    "show": "--traceback",
+}
+FILES = (
+    "recipe.yaml task.json environment.json data.json log.jsonl log.discarded.jsonl scores.json predictions.parquet "
+    "README.md model checkpoints"
+)
+
+
+def test_exported_names() -> None:
+    assert list(headstart.__all__) == NAMES.split()
+    assert all(hasattr(headstart, name) for name in headstart.__all__)
+
+
+def test_recipe_fields() -> None:
+    found = {name: " ".join(type(getattr(Recipe(), name)).model_fields) for name in Recipe.model_fields}
+    assert found == RECIPE
+
+
+def test_record_fields() -> None:
+    assert {kind: " ".join(field.name for field in fields(kind)) for kind in RECORDS} == RECORDS
+
+
+def test_commands_and_options() -> None:
+    assert {name: " ".join(option.name for option in command.options) for name, command in COMMANDS.items()} == OPTIONS
+
+
+def test_names_in_a_run_folder() -> None:
+    found = [
+        runlog.RECIPE_FILE, runlog.TASK_FILE, runlog.ENVIRONMENT_FILE, runlog.DATA_FILE, runlog.LOG_FILE,
+        runlog.DISCARDED_LOG_FILE, runlog.SCORES_FILE, runlog.PREDICTIONS_FILE, runlog.CARD_FILE, runlog.MODEL_DIR,
+        runlog.CHECKPOINTS_DIR,
+    ]  # fmt: skip
+    assert found == FILES.split()
