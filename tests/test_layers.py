@@ -45,7 +45,7 @@ LAYERS = {
 }
 # Two folders of one layer do not know each other, but for these, one way only: an update draws its
 # dropout masks through models/dropout.py.
-SIDEWAYS = {("training", "models")}
+SIDEWAYS = {("training", "models"), ("__main__", "cli")}
 HEAVY = ("torch", "transformers", "datasets")
 
 MODULES = sorted(ROOT.rglob("*.py"))

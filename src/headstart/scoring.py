@@ -41,6 +41,8 @@ def score_with_intervals(
         Score name to `{"value", "low", "high"}`; a number that is not defined for these rows is None.
     """
     labelled = targets >= 0
+    # One precision for the model and its baselines: it decides how much a sure mistake costs in log_loss.
+    predictions = predictions.astype(np.float32)
     scores = score_intervals(list(names), targets[labelled], predictions[labelled], confidence=confidence, seed=seed)
     return {name: {part: _finite_or_none(value) for part, value in parts.items()} for name, parts in scores.items()}
 

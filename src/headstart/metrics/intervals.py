@@ -82,15 +82,24 @@ def _resample_counts(
     names: Sequence[str], labels: Labels, probabilities: Probabilities, rng: np.random.Generator, num_resamples: int
 ) -> dict[str, Floats]:
     """Resample the cells of the confusion matrix, which is resampling rows for scores that depend on it alone."""
+    from scipy.sparse import csr_array
+
     num_labels = probabilities.shape[1]
     cells = labels.astype(np.int64) * num_labels + probabilities.argmax(axis=1)
     kinds, counts = np.unique(cells, return_counts=True)
-    drawn = rng.multinomial(len(labels), counts / counts.sum(), size=num_resamples).astype(np.float64)
-    is_true = np.eye(num_labels)[kinds // num_labels]
-    is_predicted = np.eye(num_labels)[kinds % num_labels]
-    actual, predicted = drawn @ is_true, drawn @ is_predicted  # (resamples, K)
-    right = drawn @ (is_true * is_predicted)
-    return {name: _count_score(name, right, actual, predicted) for name in names}
+    places, ones = np.arange(len(kinds)), np.ones(len(kinds))
+    # Sparse and a hundred resamples at a time: a thousand classes have up to a million cells.
+    is_true = csr_array((ones, (places, kinds // num_labels)), shape=(len(kinds), num_labels))
+    is_predicted = csr_array((ones, (places, kinds % num_labels)), shape=(len(kinds), num_labels))
+    is_right = is_true.multiply(is_predicted).tocsr()
+    resampled: dict[str, list[Floats]] = {name: [] for name in names}
+    for start in range(0, num_resamples, 100):
+        size = min(100, num_resamples - start)
+        drawn = rng.multinomial(len(labels), counts / counts.sum(), size=size).astype(np.float64)
+        right, actual, predicted = drawn @ is_right, drawn @ is_true, drawn @ is_predicted  # (resamples, K)
+        for name in names:
+            resampled[name].append(_count_score(name, right, actual, predicted))
+    return {name: np.concatenate(parts) for name, parts in resampled.items()}
 
 
 def _count_score(name: str, right: Floats, actual: Floats, predicted: Floats) -> Floats:
