@@ -381,7 +381,7 @@ def test_predictions_keep_row_order_and_say_what_has_no_text(
     rows = [{"text": "a film"}, {"text": None}, {"text": ""}, {"text": "the " * 10_000}]
     predicted = run.predict_source(rows)
     assert [one is None for one in predicted.predictions] == [False, True, False, False]
-    assert "1 rows have no text" in predicted.notes[0]
+    assert "rows without text, which get no prediction: 1 (row 1, from 0)" in predicted.notes[0]
     alone = run.predict(["a film"])[0]
     assert predicted.predictions[0] is not None
     assert predicted.predictions[0].probabilities == pytest.approx(alone.probabilities, abs=1e-6)
@@ -413,3 +413,11 @@ def test_finetune_gives_a_run(tiny_model_dir: Path, tmp_path: Path) -> None:
     )
     assert set(run.scores) == {"validation", "test", "baselines"}
     assert headstart.load(run.run_dir).predict(["a dull film"])[0].probability <= 1
+
+
+def test_one_broken_run_does_not_hide_the_others(tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name in ("whole", "broken"):
+        train_whole(tiny_csv, tmp_path / "runs" / name, tiny_model_dir, train__epochs=1)
+    (tmp_path / "runs" / "broken" / "scores.json").write_text("{")
+    entries = headstart.list_runs(tmp_path / "runs")
+    assert [(entry.name, entry.status) for entry in entries] == [("whole", "done"), ("broken", "broken")]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.errors import CheckpointError, ColumnError, DataError, format_rows, suggest
+from headstart.errors import CheckpointError, ColumnError, DataError, HeadstartError, format_rows, suggest
 from headstart.recipe import Recipe, build_recipe
 from headstart.runlog import DATA_FILE, MODEL_DIR, RECIPE_FILE, SCORES_FILE, TASK_FILE, StepRecord, StopRecord, read_log
 
@@ -160,7 +160,9 @@ class Run:
         notes = []
         if len(good) < len(table):
             missing = sorted(set(range(len(table))) - set(good))
-            notes.append(f"{len(missing):,} rows have no text and get no prediction: {format_rows(missing)}")
+            notes.append(
+                f"rows without text, which get no prediction: {len(missing):,} (row {format_rows(missing)}, from 0)"
+            )
         return PredictedTable(table.with_format("arrow")[:], predictions, notes)
 
     def evaluate(
@@ -308,7 +310,8 @@ class RunEntry:
 
     Args:
         run_dir, name: the folder and its name.
-        status: "done", "stopped" (can be resumed), "failed" (a loss was not finite) or "unfinished".
+        status: "done", "stopped" (can be resumed), "failed" (a loss was not finite), "unfinished", or "broken" (its
+            files cannot be read).
         score_name, score: the first score of the test split, or else of validation; None without one.
         split: the split of that score.
         model, task: from the recipe.
@@ -348,7 +351,7 @@ def list_runs(root: str | Path = "runs") -> list[RunEntry]:
 
     root = Path(root)
     folders = [root] if (root / RECIPE_FILE).exists() else sorted(root.iterdir()) if root.is_dir() else []
-    entries = [_entry(folder) for folder in folders if (folder / RECIPE_FILE).exists()]
+    entries = [_entry_or_broken(folder) for folder in folders if (folder / RECIPE_FILE).exists()]
 
     def order(entry: RunEntry) -> tuple[bool, str, float, str]:
         value = entry.score["value"] if entry.score is not None else None
@@ -357,6 +360,15 @@ def list_runs(root: str | Path = "runs") -> list[RunEntry]:
         return (False, entry.score_name, -value if higher_is_better(entry.score_name) else value, entry.name)
 
     return sorted(entries, key=order)
+
+
+def _entry_or_broken(folder: Path) -> RunEntry:
+    """Keep one unreadable run from hiding the others."""
+    try:
+        return _entry(folder)
+    except (HeadstartError, OSError, KeyError, IndexError):
+        created = datetime.datetime.fromtimestamp((folder / RECIPE_FILE).stat().st_mtime)
+        return RunEntry(folder, folder.name, "broken", None, None, None, "", "", 0, 0.0, created)
 
 
 def _entry(folder: Path) -> RunEntry:

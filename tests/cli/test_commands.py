@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from headstart.cli.look import find_run
 from headstart.cli.main import main
 
 Captured = pytest.CaptureFixture[str]
@@ -147,6 +148,54 @@ def test_a_taken_column_name_is_said(here: Path, tmp_path: Path, capsys: Capture
     assert 'the new one is called "model_prediction"' in capsys.readouterr().err
 
 
+def test_a_pipe_is_cut_at_line_ends_only(here: Path, tmp_path: Path, pipe: Callable[[bytes], None]) -> None:
+    texts = ["one\x0cform feed", "two\u2028parts", "", "last"]
+    pipe("\ufeff".encode() + "\r\n".join(texts).encode())
+    output = tmp_path / "o.jsonl"
+    assert main(["predict", "reviews-1", "--output", str(output)]) == 0
+    assert [json.loads(line)["text"] for line in output.read_text("utf-8").split("\n")[:-1]] == texts
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_a_number_that_is_not_finite_is_null_in_json(here: Path, tmp_path: Path, ending: str) -> None:
+    import pyarrow as pa
+
+    source, output = tmp_path / "in.parquet", tmp_path / f"o.{ending}"
+    pq.write_table(pa.table({"text": ["a film", "b"], "stars": [float("nan"), 2.5]}), source)
+    assert main(["predict", "reviews-1", "--file", str(source), "--output", str(output)]) == 0
+    assert "NaN" not in output.read_text()
+    assert "2.5" in output.read_text() and "null" in output.read_text()
+
+
+def test_a_table_is_shown_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["predict", "reviews-1", "the film was good", "an \x1b[31mescape\nin it"]) == 0
+    assert isinstance(sys.stdout, Terminal)
+    shown = sys.stdout.getvalue()
+    assert "the film was good" in shown and "prediction" in shown
+    assert "\\x1b[31mescape\\nin it" in shown
+
+
+def test_a_folder_without_runs_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 0
+    assert "no runs here yet" in capsys.readouterr().out
+
+
+def test_a_name_in_runs_is_found_beside_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "runs" / "films").mkdir(parents=True)
+    (tmp_path / "runs" / "films" / "recipe.yaml").write_text("")
+    assert find_run("films") == Path("runs/films")
+    assert find_run(str(tmp_path / "films")) == tmp_path / "films"
+
+
 def test_pairs_come_in_twos(here: Path, pipe: Callable[[bytes], None], capsys: Captured) -> None:
     assert main(["predict", "pairs-1", "a film", "a house"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "sentence1\tsentence2\tprediction\tprobability"
@@ -195,7 +244,9 @@ def test_evaluate_runs_and_show(here: Path, capsys: Captured) -> None:
         (["predict", "reviews-1", "a film", "--text", "text"], "no --file"),
         (["predict", "reviews-1", "--file", "reviews.csv", "--text", "txt"], 'Did you mean "text"'),
         (["evaluate", "reviews-1", "pairs.csv"], "training"),
+        (["predict", "reviews-1", "--file", "reviews.csv", "--output", "reviews.csv"], "the file that is read"),
         (["show", "nothing"], "no run"),
+        (["show", "reviws-1"], 'Did you mean "reviews-1"'),
         (["runs", "nowhere"], "no such folder"),
     ],
 )
@@ -234,8 +285,9 @@ def test_a_fault_of_ours_is_told_apart(here: Path, monkeypatch: pytest.MonkeyPat
     assert main(["show", "reviews-1"]) == 1
     error = capsys.readouterr().err
     assert "a fault of headstart: ZeroDivisionError: made up" in error and "Traceback" not in error
-    with pytest.raises(ZeroDivisionError):
-        main(["show", "reviews-1", "--traceback"])
+    assert main(["show", "reviews-1", "--traceback"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "ZeroDivisionError: made up" in error
 
 
 def test_a_question_that_is_declined_writes_nothing(

@@ -1,7 +1,9 @@
+import sys
+
 import pytest
 
 from headstart.cli.commands import COMMANDS
-from headstart.cli.main import main
+from headstart.cli.main import _Parser, main
 from headstart.recipe import Recipe
 
 
@@ -50,7 +52,11 @@ def test_every_key_of_an_option_is_in_the_recipe() -> None:
         (["train", "x.csv", "--batch-size", "2.5"], "a whole number"),
         (["train", "x.csv", "--epochs"], "--epochs has no value"),
         (["train", "x.csv", "y.csv"], '"y.csv" is one word too many'),
-        (["show"], "required: run"),
+        (["show"], "headstart show: RUN is missing."),
+        (["evaluate", "runs/a-1"], "SOURCE is missing"),
+        (["help", "trian"], 'Did you mean "train"?'),
+        (["predict", "a", "b", "--txt", "c"], 'Did you mean "--text"?'),
+        (["runs", "-x"], 'has no option "-x"'),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_one(
@@ -60,6 +66,46 @@ def test_a_wrong_word_is_named_with_the_nearest_one(
     captured = capsys.readouterr()
     assert part in captured.err.replace("\n", " ")
     assert captured.out == "" and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_and_a_name_is_the_page_of_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", name]) == 0
+    page = capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out == page
+
+
+def test_a_page_has_the_defaults_and_no_colours_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    for option in COMMANDS["train"].options:
+        assert not option.default or f"(default: {option.default})" in " ".join(page.split())
+    assert "\033" not in page
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["train", "--help"]) == 0
+    assert "\033" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["train", "--help"]) == 0
+    assert capsys.readouterr().out == page
+
+
+@pytest.mark.parametrize(
+    ("words", "run", "texts", "output"),
+    [
+        (["a", "--output", "o.csv", "b", "c"], "a", ["b", "c"], "o.csv"),
+        (["--output=o.csv", "a"], "a", [], "o.csv"),
+        (["a", "-5 degrees", "-1", "-", "a -- b"], "a", ["-5 degrees", "-1", "-", "a -- b"], None),
+        (["a", "--", "--output", "-x"], "a", ["--output", "-x"], None),
+        (["--", "a", "b"], "a", ["b"], None),
+    ],
+)
+def test_options_and_words_come_in_any_order(words: list[str], run: str, texts: list[str], output: str | None) -> None:
+    arguments = _Parser(COMMANDS["predict"]).parse(words)
+    assert (arguments.run, arguments.texts, arguments.output) == (run, texts, output)
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

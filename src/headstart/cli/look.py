@@ -9,15 +9,32 @@ import argparse
 import json
 from pathlib import Path
 
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, suggest
+from headstart.runlog import RECIPE_FILE
 
 __all__ = ["find_run", "run_evaluate", "run_runs", "run_show"]
 
 
 def find_run(name: str) -> Path:
-    """Find a run by its path, or by its name in `runs/`."""
+    """Find a run by its path, or by its name in `runs/`.
+
+    Raises:
+        CheckpointError: neither is there; with the nearest name in `runs/`.
+    """
     path, named = Path(name).expanduser(), Path("runs") / name
-    return named if not path.exists() and named.exists() else path
+    if (path / RECIPE_FILE).exists():
+        return path
+    if (named / RECIPE_FILE).exists():
+        return named
+    if len(path.parts) == 1 and not path.exists() and not named.exists():
+        runs = sorted(recipe.parent.name for recipe in Path("runs").glob(f"*/{RECIPE_FILE}"))
+        if runs:
+            raise CheckpointError(
+                f"{name}: no run of this name, neither here nor in runs/.",
+                "a folder that a training left.",
+                suggest(name, runs),
+            )
+    return path
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -40,7 +57,7 @@ def run_runs(arguments: argparse.Namespace) -> int:
     from headstart.display.runs import show_runs
 
     root = Path(arguments.dir or "runs")
-    if not root.is_dir():
+    if not root.is_dir() and arguments.dir is not None:
         raise CheckpointError(
             f"{root}: no such folder.",
             "a folder that holds runs.",

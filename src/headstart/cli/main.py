@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -21,19 +22,22 @@ __all__ = ["main"]
 
 DONE, OUR_FAULT, USER_CAN_MEND, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 
+_OPTION = re.compile(r"--?[^\s\d-]\S*")  # "-5 degrees", "- so what" and "-1" are texts
+
 
 class _UsageError(RecipeError):
     """A word on the command line that cannot be understood."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises faults in three parts instead of printing argparse's usage."""
+    """Raises faults in three parts instead of printing argparse's usage.
+
+    argparse sees the options only: it would take the words before and after an option for two lists.
+    """
 
     def __init__(self, command: Command) -> None:
         super().__init__(prog=f"headstart {command.name}", add_help=False, allow_abbrev=False)
         self._command = command
-        for argument in command.arguments:
-            self.add_argument(argument.attribute, nargs=argument.count)
         for option in command.options:
             if not option.metavar:
                 self.add_argument(option.name, action="store_true")
@@ -54,16 +58,33 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"headstart {self._command.name}: {message}.", fix=page)
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse, naming the nearest option for one that is unknown."""
-        arguments, unknown = self.parse_known_args(words)
-        if unknown:
-            page = f"See: headstart {self._command.name} --help"
-            names = [option.name for option in self._command.options]
-            name = unknown[0].partition("=")[0]
-            if name.startswith("-"):
+        """Parse options and words in any order, naming the nearest option for one that is unknown.
+
+        Args:
+            words: as typed; those after "--" are no options.
+        """
+        end = words.index("--") if "--" in words else len(words)
+        arguments, rest = self.parse_known_args(words[:end])
+        page = f"See: headstart {self._command.name} --help"
+        for word in rest:
+            name = word.partition("=")[0]
+            if _OPTION.fullmatch(name):
                 found = f'headstart {self._command.name} has no option "{name}".'
+                names = [option.name for option in self._command.options]
                 raise _UsageError(found, fix=f"{suggest(name, names)}\n{page}")
-            raise _UsageError(f'headstart {self._command.name}: "{name}" is one word too many.', fix=page)
+        free = [*rest, *words[end + 1 :]]
+        for argument in self._command.arguments:
+            if argument.count == "*":
+                setattr(arguments, argument.attribute, free)
+                free = []
+                continue
+            if not free and argument.count is None:
+                found = f"headstart {self._command.name}: {argument.name} is missing."
+                raise _UsageError(found, f"{argument.name}, {argument.help}.", page)
+            setattr(arguments, argument.attribute, free[0] if free else None)
+            free = free[1:]
+        if free:
+            raise _UsageError(f'headstart {self._command.name}: "{free[0]}" is one word too many.', fix=page)
         return arguments
 
 
@@ -85,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except HeadstartError as error:
         if "--traceback" in words:
-            raise
-        _show(error)
+            traceback.print_exc()
+        else:
+            _show(error)
         return NON_FINITE if isinstance(error, NonFiniteError) else USER_CAN_MEND
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -97,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except Exception as error:
         if "--traceback" in words:
-            raise
+            traceback.print_exc()
+            return OUR_FAULT
         lines = str(error).strip().splitlines() or [""]
         print(f"This is a fault of headstart: {type(error).__name__}: {lines[0]}", file=sys.stderr)
         print("To do: run the command again with --traceback, and report what it prints.", file=sys.stderr)
@@ -106,21 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
-        if len(words) > 1 and words[1] in COMMANDS:
-            sys.stdout.write(command_page(COMMANDS[words[1]]))
-        else:
-            sys.stdout.write(main_page())
+        named = words[1] if words[:1] == ["help"] and len(words) > 1 else None
+        sys.stdout.write(command_page(_command(named)) if named is not None else main_page())
         return DONE
     if words[0] in ("--version", "-V"):
         from headstart import __version__
 
         print(f"headstart {__version__}")
         return DONE
-    name = words[0]
-    if name not in COMMANDS:
-        raise _UsageError(f'"{name}" is no command.', fix=f"{suggest(name, list(COMMANDS))}\nSee: headstart --help")
-    command = COMMANDS[name]
-    rest = words[1:]
+    name, rest = words[0], words[1:]
+    command = _command(name)
     before_texts = rest[: rest.index("--")] if "--" in rest else rest
     if "--help" in before_texts or "-h" in before_texts:
         sys.stdout.write(command_page(command))
@@ -131,6 +149,12 @@ def _dispatch(words: list[str]) -> int:
     _quiet_libraries()
     code: int = run(arguments)
     return code
+
+
+def _command(name: str) -> Command:
+    if name not in COMMANDS:
+        raise _UsageError(f'"{name}" is no command.', fix=f"{suggest(name, list(COMMANDS))}\nSee: headstart --help")
+    return COMMANDS[name]
 
 
 def _quiet_libraries() -> None:

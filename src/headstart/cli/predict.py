@@ -9,9 +9,11 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
             )
     if arguments.file is not None and arguments.texts:
         raise RecipeError("Texts and --file are both given.", "one of them.", "Predict them with two commands.")
+    if arguments.file is not None and arguments.output is not None and _is_same(arguments.file, arguments.output):
+        raise RecipeError(
+            f"--output {arguments.output} is the file that is read.", "another file.", "Choose another name."
+        )
     run = load(find_run(arguments.run))
     if arguments.file is not None:
         predicted = run.predict_source(
@@ -55,10 +61,15 @@ def run_predict(arguments: argparse.Namespace) -> int:
         _write(table, Path(arguments.output), ending)
         print(f"{table.num_rows:,} rows written to {arguments.output}", file=sys.stderr)
     elif sys.stdout.isatty():
-        _show(table)
+        _show(table, run, arguments)
     else:
         _write_rows(table, sys.stdout, "\t")
     return 0
+
+
+def _is_same(source: str, output: str) -> bool:
+    path = re.sub(r"\[[^\]]*\]$", "", source)
+    return os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output)
 
 
 def _ending(output: str) -> str:
@@ -108,13 +119,15 @@ def _read_lines(is_pair: bool) -> list[Any]:
             "There is nothing to predict.", "texts, a pipe, or --file SOURCE.", "See: headstart predict --help"
         )
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8").splitlines()
+        content = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"The standard input is not UTF-8 ({error}).", "text in UTF-8.", "Convert it with iconv."
         ) from error
-    if not lines:
+    if not content:
         raise DataError("The standard input is empty.", "a text a line.", "Check the command before the pipe.")
+    # str.splitlines would also cut a text at a form feed or at Unicode's separators.
+    lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
     if not is_pair:
         return lines
     pairs = [tuple(line.split("\t")) for line in lines]
@@ -162,10 +175,10 @@ def _write(table: pa.Table, path: Path, ending: str) -> None:
                     _write_rows(table, file, "," if ending == ".csv" else "\t")
                 elif ending == ".jsonl":
                     file.writelines(
-                        json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist()
+                        json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in _json_rows(table)
                     )
                 else:
-                    json.dump(table.to_pylist(), file, ensure_ascii=False, indent=1, default=str)
+                    json.dump(list(_json_rows(table)), file, ensure_ascii=False, indent=1, default=str)
         temporary.replace(path)
     except OSError as error:
         raise DataError(
@@ -188,17 +201,22 @@ def _write_rows(table: pa.Table, file: Any, delimiter: str) -> None:
         writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def _show(table: pa.Table) -> None:
-    """Show texts and predictions on a terminal, each text cut to its line."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Give the rows as JSON can hold them: it has no number that is not finite."""
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            yield {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
 
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for index, name in enumerate(table.column_names):
-        is_new = index >= table.num_columns - 2
-        shown.add_column(Text(name), no_wrap=True, overflow="ellipsis", ratio=None if is_new else 1)
-    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        shown.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
-    Console().print(shown)
+
+def _show(table: pa.Table, run: Run, arguments: argparse.Namespace) -> None:
+    from headstart.display.predictions import show_predictions
+
+    read = [arguments.text or run.task.text, arguments.pair or run.task.pair]
+    show_predictions(
+        {name: table.column(name).to_pylist() for name in table.column_names},
+        texts=[name for name in read if name is not None and name in table.column_names],
+        added=table.column_names[-2:],
+    )

@@ -30,25 +30,54 @@ DEMO_SETTINGS: Final = {"data.limit": 4000, "train.epochs": 1, "optim.learning_r
 DEMO_EXAMPLES = 3
 
 
-class _Interruption:
-    """What a signal asked for: the first one to finish the step and save, the second one to leave at once."""
+class _StoppedAfterTraining(KeyboardInterrupt):
+    """A signal came while the scores were computed; the training is whole and saved."""
 
-    def __init__(self, requests: set[str]) -> None:
-        self._requests = requests
+
+class _Interruption:
+    """What a signal asked for: the first one to finish the step and save, the second one to leave at once.
+
+    Args:
+        requests: gets the word for the loop.
+        console: where the progress is shown.
+
+    Attributes:
+        signal: number of the first signal; None where none came.
+        is_trained: nothing is left to save, so a signal need not wait for the end of a step.
+    """
+
+    def __init__(self, requests: set[str], console: Console) -> None:
         self.signal: int | None = None
+        self.is_trained = False
+        self._requests = requests
+        self._console = console
+        self._draws = console.is_interactive and not console.quiet
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        # Written by the system call: rich or a buffer may be in the middle of a write of their own.
         if self.signal is not None:
+            if self._draws:
+                os.write(self._file, b"\x1b[?25h\n")  # the bar has hidden the cursor
             os._exit(128 + number)
         self.signal = number
+        if self.is_trained:
+            raise _StoppedAfterTraining
         self._requests.add("stop")
-        text = "\nFinishing the step and saving; once more to leave at once.\n"
-        os.write(sys.stderr.fileno(), text.encode())
+        text = "Finishing the step and saving; once more to leave at once."
+        if self._draws:
+            # In the place of the last line of numbers, so that the bar finds its lines where it left them.
+            os.write(self._file, f"\r\x1b[2K {text[: self._console.width - 2]}".encode())
+        else:
+            os.write(2, f"\n{text}\n".encode())
+
+    @property
+    def _file(self) -> int:
+        return 2 if self._console.stderr else 1
 
 
 @contextmanager
-def _signals(requests: set[str]) -> Iterator[_Interruption]:
-    interruption = _Interruption(requests)
+def _signals(requests: set[str], console: Console) -> Iterator[_Interruption]:
+    interruption = _Interruption(requests, console)
     before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interruption
@@ -127,30 +156,37 @@ def _train(
     if ask and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
         return 0
     stop: StopRecord | None = None
-    with _signals(preparation.requests) as interruption:
+    with _signals(preparation.requests, console) as interruption:
         with Progress(preparation.summary.total_steps, console=console) as progress:
             for record in preparation.train():
                 progress.update(record)
                 if isinstance(record, StopRecord):
                     stop = record
-        if interruption.signal is not None and stop is not None and stop.reason == "requested":
+        try:
+            interruption.is_trained = True
+            # Also after the last step: whoever asked to stop does not want to wait for the scores.
+            if interruption.signal is None:
+                with Status(console) as status:
+                    run = preparation.finish(status.say)
+        except _StoppedAfterTraining:
+            console.print()
+        if interruption.signal is not None:
             return _stopped(preparation, interruption.signal)
-    try:
-        with Status(console) as status:
-            run = preparation.finish(status.say)
-    except KeyboardInterrupt:
-        # Training is over and saved; only the scores are missing.
-        return _stopped(preparation, signal.SIGINT)
     return run, stop.seconds if stop is not None else 0.0
 
 
 def _goes_on(console: Console) -> bool:
+    from rich.text import Text
+
     try:
         answer = input(" Go on? [Y/n] ").strip().lower()
     except EOFError:
         answer = "n"
     console.print()
-    return answer in ("", "y", "yes")
+    goes_on = answer in ("", "y", "yes")
+    if not goes_on:
+        console.print(Text(" Nothing was written."))
+    return goes_on
 
 
 def _stopped(preparation: Preparation, number: int) -> int:
@@ -173,17 +209,15 @@ def _show_result(run: Run, seconds: float) -> None:
 
 def _show_examples(run: Run, test: Any) -> None:
     """Show what the model says of three test rows, spread over the split."""
-    from rich.console import Console
-    from rich.text import Text
+    from headstart.display.predictions import Example, show_examples
 
     rows = test.select([index * len(test) // DEMO_EXAMPLES for index in range(DEMO_EXAMPLES)])
     names = test.features["label"]
     labels = [names.int2str(label) if hasattr(names, "int2str") else label for label in rows["label"]]
-    console = Console()
-    console.print(Text(" Three rows of the test split", style="bold"))
-    for text, label, said in zip(rows["text"], labels, run.predict(list(rows["text"])), strict=True):
-        shown = text if len(text) <= 70 else f"{text[:67]}..."
-        console.print(Text(f"   {shown}"))
-        console.print(Text(f"     {said.prediction} ({said.probability:.0%}), the label says {label}", style="dim"))
-    console.print()
-    console.print(Text(" With your own rows: headstart train YOUR_FILE.csv"))
+    texts = list(rows["text"])
+    show_examples(
+        [
+            Example(text, str(said.prediction), said.probability, str(label))
+            for text, said, label in zip(texts, run.predict(texts), labels, strict=True)
+        ]
+    )

@@ -80,7 +80,8 @@ def train(
     device.apply_threads()
     before = _progress(state, plan, settings)
     mark, apart = time.perf_counter(), 0.0
-    while (reason := _reason_to_stop(state, settings, requests)) is None:
+    reason = _reason_to_stop(state, settings, requests)
+    while reason is None:
         epoch, index = plan.locate(state.step)
         update = plan.updates(epoch)[index]
         rate = settings.learning_rate(state.step) if settings.learning_rate else optimizer.param_groups[0]["lr"]
@@ -127,8 +128,9 @@ def train(
             record = _evaluate(state, float(now["epochs"]), parts, settings)
             better = record.best
             yield record
-        ends = _reason_to_stop(state, settings, requests) is not None
-        if ends or better or "save" in requests or is_due(settings.save_every, before, now):
+        # Asked once a step: a request that comes while saving is answered, and saved, after the next one.
+        reason = _reason_to_stop(state, settings, requests)
+        if reason is not None or better or "save" in requests or is_due(settings.save_every, before, now):
             yield from _save(state, parts, better)
         requests -= {"save", "evaluate"}
         apart += time.perf_counter() - pause
