@@ -62,16 +62,16 @@ def draw(name: str, folder: Path) -> None:
     svg = console.export_svg(title="headstart")
     # A font from elsewhere would be a request to a stranger; every viewer has a monospaced one.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' x="([\d.]+)" textLength="([\d.]+)"([^>]*)>((?:&#160;)+)', _move, svg)
+    svg = re.sub(r' x="([\d.]+)" (y="[\d.]+") textLength="([\d.]+)"([^>]*)>((?:&#160;)+)', _move, svg)
     (HERE / f"{name}.svg").write_text(svg, encoding="utf-8")
     print(f"{name}.svg")
 
 
 def _move(match: re.Match[str]) -> str:
     """Turn leading spaces into a place further right: some viewers leave them out."""
-    spaces = CHARACTER_WIDTH * match[4].count("&#160;")
-    x, length = float(match[1]) + spaces, float(match[2]) - spaces
-    return f' x="{x:.1f}" textLength="{length:.1f}"{match[3]}>'
+    spaces = CHARACTER_WIDTH * match[5].count("&#160;")
+    x, length = float(match[1]) + spaces, float(match[3]) - spaces
+    return f' x="{x:.1f}" {match[2]} textLength="{length:.1f}"{match[4]}>'
 
 
 def main() -> None:
