@@ -140,6 +140,15 @@ def test_lower_layers_import_nothing_heavy() -> None:
     assert not loaded & {*HEAVY, "accelerate", "sklearn", "scipy", "pandas"}
 
 
+def test_display_knows_nothing_but_layer_0() -> None:
+    for path in (ROOT / "display").glob("*.py"):
+        for line, name in imported(path):
+            first, _, rest = name.partition(".")
+            place = rest.split(".")[0]
+            known = place == "display" or LAYERS.get(place) == 0 or name == "headstart.__version__"
+            assert first != "headstart" or known, f"{path.name}, line {line}: {name}"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_after(
@@ -149,6 +158,21 @@ from headstart.cli.main import main
 sys.argv = ["headstart", *{arguments!r}]
 try:
     main()
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+"""
+    )
+    assert "headstart" in loaded
+    assert not loaded & {*HEAVY, "pydantic", "numpy", "pyarrow"}
+
+
+def test_help_of_the_module_imports_nothing_heavy() -> None:
+    loaded = loaded_after(
+        """
+import runpy, sys
+sys.argv = ["headstart", "--help"]
+try:
+    runpy.run_module("headstart", run_name="__main__", alter_sys=True)
 except SystemExit as stopped:
     assert not stopped.code, stopped.code
 """

@@ -40,7 +40,7 @@ OPTIONS = {
 }
 FILES = (
     "recipe.yaml task.json environment.json data.json log.jsonl log.discarded.jsonl scores.json predictions.parquet "
-    "README.md model checkpoints"
+    "README.md model checkpoints .lock"
 )
 
 
@@ -66,6 +66,6 @@ def test_names_in_a_run_folder() -> None:
     found = [
         runlog.RECIPE_FILE, runlog.TASK_FILE, runlog.ENVIRONMENT_FILE, runlog.DATA_FILE, runlog.LOG_FILE,
         runlog.DISCARDED_LOG_FILE, runlog.SCORES_FILE, runlog.PREDICTIONS_FILE, runlog.CARD_FILE, runlog.MODEL_DIR,
-        runlog.CHECKPOINTS_DIR,
+        runlog.CHECKPOINTS_DIR, runlog.LOCK_FILE,
     ]  # fmt: skip
     assert found == FILES.split()

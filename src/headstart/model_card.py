@@ -1,6 +1,6 @@
 """The model card of a run: `README.md` with the numbers that were measured.
 
-Layer 4; imports layers 0 and `display.plan`'s summary.
+Layer 5; imports layer 0 and `display.plan`'s summary.
 """
 
 from __future__ import annotations

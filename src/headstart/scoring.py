@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.metrics import higher_is_better, score_intervals
+from headstart.metrics import score_intervals
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from headstart.tasks import SequenceClassification
 
-__all__ = ["MAX_STORED_PROBABILITIES", "is_better", "prediction_table", "score_with_intervals"]
+__all__ = ["MAX_STORED_PROBABILITIES", "prediction_table", "score_with_intervals"]
 
 # Past this number of classes only the most probable ones are stored.
 ALL_CLASSES_UP_TO = 100
@@ -45,16 +45,6 @@ def score_with_intervals(
     predictions = predictions.astype(np.float32)
     scores = score_intervals(list(names), targets[labelled], predictions[labelled], confidence=confidence, seed=seed)
     return {name: {part: _finite_or_none(value) for part, value in parts.items()} for name, parts in scores.items()}
-
-
-def is_better(name: str, value: float, other: float) -> bool:
-    """Say whether a value of a score is better than another.
-
-    Example:
-        >>> is_better("log_loss", 0.3, 0.4)
-        True
-    """
-    return value > other if higher_is_better(name) else value < other
 
 
 def prediction_table(

@@ -149,6 +149,41 @@ def test_an_interval_follows_its_seed_and_its_confidence() -> None:
     assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 5), st.booleans())
+def test_scores_are_those_of_scikit_learn_when_one_class_is_all(
+    seed: int, num_rows: int, num_labels: int, one_prediction: bool
+) -> None:
+    _, probabilities = draw(seed, num_rows, num_labels)
+    labels = np.full(num_rows, seed % num_labels)
+    if one_prediction:
+        probabilities = np.tile(probabilities[:1], (num_rows, 1))
+    names = [name for name in defined(num_labels) if name not in ("roc_auc", "average_precision")]
+    for name, value in compute_scores(names, labels, probabilities).items():
+        assert value == pytest.approx(expected(name, labels, probabilities), abs=1e-9), name
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_sure_mistake_costs_what_it_costs_in_scikit_learn(kind: Any) -> None:
+    labels, probabilities = np.array([0, 0, 1, 1]), np.array([[1, 0], [0, 1], [0.25, 0.75], [1, 0]], dtype=kind)
+    found = score_intervals(["log_loss"], labels, probabilities)["log_loss"]
+    assert found["value"] == pytest.approx(sk.log_loss(labels, probabilities), rel=1e-6)
+    assert np.isfinite(list(found.values())).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 5))
+def test_every_count_score_of_the_rows_themselves_is_that_of_scikit_learn(
+    seed: int, num_rows: int, num_labels: int
+) -> None:
+    labels, probabilities = draw(seed, num_rows, num_labels, decimals=1)
+    confusion = sk.confusion_matrix(labels, probabilities.argmax(1), labels=range(num_labels)).astype(float)
+    sums = (np.diag(confusion)[None], confusion.sum(1)[None], confusion.sum(0)[None])
+    for name in COUNTED:
+        if name in defined(num_labels):
+            assert _count_score(name, *sums)[0] == pytest.approx(expected(name, labels, probabilities), abs=1e-9), name
+
+
 def test_only_log_loss_is_better_when_lower() -> None:
     assert [name for name in CLASSIFICATION_SCORES if not higher_is_better(name)] == ["log_loss"]
 

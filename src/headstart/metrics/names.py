@@ -86,13 +86,18 @@ def resolve_scores(requested: Sequence[str] | None, num_labels: int, origin: str
     """
     if requested is None:
         match = re.match(r"hub:(?:nyu-mll/)?glue/(\w+)", origin or "")
-        known = match is not None and match[1] in _GLUE
-        return glue_scores(match[1]) if match is not None and known else default_scores(num_labels)
+        usual = _GLUE.get(match[1], ()) if match is not None else ()
+        # Another label column than GLUE's own may have other classes.
+        fits = usual and (num_labels == 2 or not set(usual) & set(BINARY_SCORES))
+        return list(usual) if fits else default_scores(num_labels)
     names: list[str] = []
     faults: list[str] = []
     for name in requested:
         if name.startswith("glue/"):
-            names += glue_scores(name.removeprefix("glue/"))
+            try:
+                names += glue_scores(name.removeprefix("glue/"))
+            except RecipeError as error:
+                faults.append(f"{error.found} {error.expected}")
         elif name not in CLASSIFICATION_SCORES:
             faults.append(f'evaluate.scores: "{name}" is unknown. {suggest(name, CLASSIFICATION_SCORES)}')
         else:

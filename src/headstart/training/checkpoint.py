@@ -418,6 +418,8 @@ def _to_json(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_to_json(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        if list(value) == ["$float"]:
+            raise TypeError('The state of a checkpoint holds {"$float": ...}, which in its JSON is NaN or an infinity.')
         return {key: _to_json(item) for key, item in value.items()}
     raise TypeError(f"The state of a checkpoint holds a {type(value).__name__}: {value!r:.100}. JSON has none.")
 

@@ -1,0 +1,124 @@
+"""From predictions to scores with intervals and to the table of predictions."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headstart.metrics import CLASSIFICATION_SCORES, compute_scores
+from headstart.scoring import MAX_STORED_PROBABILITIES, prediction_table, score_with_intervals
+from headstart.tasks import SequenceClassification
+
+NOT_DEFINED = {"value": None, "low": None, "high": None}
+
+
+def score(predictions: np.ndarray, targets: np.ndarray, *names: str) -> dict[str, dict[str, float | None]]:
+    return score_with_intervals(predictions, targets, names, confidence=0.95, seed=0)
+
+
+def draw(num_rows: int, num_labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    predictions = rng.dirichlet(np.ones(num_labels), num_rows).astype(np.float32)
+    return predictions, rng.integers(0, num_labels, num_rows)
+
+
+def classes(*values: Any) -> SequenceClassification:
+    return SequenceClassification(values, "text", None, "label")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(0, 10))
+def test_rows_without_a_label_do_not_count(seed: int, num_labelled: int, num_unlabelled: int) -> None:
+    predictions, targets = draw(num_labelled, 2, seed)
+    unlabelled, _ = draw(num_unlabelled, 2, seed + 1)
+    order = np.random.default_rng(seed).permutation(num_labelled + num_unlabelled)
+    order = np.concatenate([np.sort(order[:num_labelled]), order[num_labelled:]])
+    mixed = np.zeros((len(order), 2), dtype=np.float32)
+    mixed[order] = np.concatenate([predictions, unlabelled])
+    mixed_targets = np.full(len(order), -1)
+    mixed_targets[order[:num_labelled]] = targets
+    names = ("accuracy", "f1", "log_loss")
+    assert score(mixed, mixed_targets, *names) == score(predictions, targets, *names)
+
+
+@pytest.mark.parametrize("num_rows", [0, 3])
+def test_scores_are_none_when_no_row_has_a_label(num_rows: int) -> None:
+    predictions, _ = draw(num_rows, 2)
+    found = score(predictions, np.full(num_rows, -1), *CLASSIFICATION_SCORES)
+    assert found == dict.fromkeys(CLASSIFICATION_SCORES, NOT_DEFINED)
+
+
+def test_only_the_score_that_is_not_defined_is_none() -> None:
+    predictions, _ = draw(10, 2)
+    found = score(predictions, np.ones(10, dtype=int), "roc_auc", "accuracy", "log_loss")
+    assert list(found) == ["roc_auc", "accuracy", "log_loss"]
+    assert found["roc_auc"] == NOT_DEFINED
+    assert all(value is not None for name in ("accuracy", "log_loss") for value in found[name].values())
+
+
+def test_scores_are_none_when_a_prediction_is_not_finite() -> None:
+    predictions, targets = draw(10, 2)
+    predictions[3] = np.nan
+    assert score(predictions, targets, "accuracy") == {"accuracy": NOT_DEFINED}
+
+
+def test_a_sure_mistake_costs_a_baseline_as_much_as_the_model() -> None:
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]])
+    targets = np.array([1, 1])
+    assert score(sure, targets, "log_loss") == score(sure.astype(np.float32), targets, "log_loss")
+
+
+def test_values_are_those_of_the_metrics() -> None:
+    predictions, targets = draw(60, 3)
+    names = ("accuracy", "f1_macro", "roc_auc", "log_loss")
+    plain = compute_scores(names, targets, predictions)
+    assert {name: parts["value"] for name, parts in score(predictions, targets, *names).items()} == plain
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [(("bad", "good"), pa.string()), ((1, 5), pa.int64()), ((False, True), pa.bool_())]
+)
+def test_labels_of_the_table_have_the_type_of_the_source(values: tuple[Any, ...], kind: pa.DataType) -> None:
+    predictions = np.array([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]], dtype=np.float32)
+    table = prediction_table(classes(*values), "test", np.array([4, 7, 9]), np.array([0, -1, 1]), predictions)
+    assert table.schema.field("label").type == table.schema.field("prediction").type == kind
+    assert table.to_pydict() == {
+        "split": ["test"] * 3,
+        "row": [4, 7, 9],
+        "label": [values[0], None, values[1]],
+        "prediction": [values[0], values[1], values[0]],
+        "probabilities": predictions.tolist(),
+    }
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    assert pq.read_table(file).equals(table)
+
+
+def test_table_of_no_rows_has_the_same_columns() -> None:
+    task = classes("bad", "good")
+    none = np.zeros(0, dtype=int)
+    table = prediction_table(task, "test", none, none, np.zeros((0, 2), dtype=np.float32))
+    assert table.num_rows == 0
+    assert table.schema == task.schema()
+
+
+def test_probabilities_are_all_stored_when_there_are_a_hundred_classes() -> None:
+    predictions, targets = draw(5, 100)
+    table = prediction_table(classes(*range(100)), "test", np.arange(5), targets, predictions)
+    np.testing.assert_array_equal(table["probabilities"].to_pylist(), predictions)
+
+
+def test_only_the_largest_probabilities_are_stored_when_there_are_more_classes() -> None:
+    predictions, targets = draw(5, 101)
+    table = prediction_table(classes(*range(101)), "test", np.arange(5), targets, predictions)
+    stored = np.array(table["probabilities"].to_pylist(), dtype=np.float32)
+    assert stored.shape == (5, MAX_STORED_PROBABILITIES)
+    np.testing.assert_array_equal(stored, np.sort(predictions)[:, ::-1][:, :MAX_STORED_PROBABILITIES])
+    assert table["prediction"].to_pylist() == predictions.argmax(1).tolist()
