@@ -264,6 +264,24 @@ def test_truncate_can_drop_the_tail(tmp_path: Path) -> None:
     assert not (tmp_path / DISCARDED_LOG_FILE).exists()
 
 
+@pytest.mark.parametrize("keep_tail", [True, False])
+def test_records_that_wait_for_room_are_cut_off_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_tail: bool
+) -> None:
+    length = write_steps(tmp_path, 1)
+    log = RunLog(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail(errno.ENOSPC))
+        log.append(step(2))
+    log.truncate(length, keep_tail=keep_tail)
+    log.append(step(3))
+    log.close()
+    assert steps_in(tmp_path) == [1, 3]
+    assert (tmp_path / DISCARDED_LOG_FILE).exists() == keep_tail
+    if keep_tail:
+        assert json.loads((tmp_path / DISCARDED_LOG_FILE).read_text())["step"] == 2
+
+
 @pytest.mark.parametrize("change", [1, -1])
 def test_truncate_refuses_a_length_of_another_log(tmp_path: Path, change: int) -> None:
     length = write_steps(tmp_path, 1)
@@ -467,6 +485,34 @@ def test_forked_child_neither_holds_nor_frees(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(runlog.__file__).parents[1])},
     ).stdout
     assert output == "1 1 1 1\n0 0\n"
+
+
+FREED_FOR_CHILD = """
+import os, sys
+from pathlib import Path
+from headstart.runlog import RunLock
+run_dir = Path(sys.argv[1])
+freed, free = os.pipe()
+with RunLock(run_dir):
+    child = os.fork()
+    if child == 0:
+        os.read(freed, 1)
+        with RunLock(run_dir):
+            os._exit(0)
+os.write(free, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_forked_child_takes_the_lock_when_its_parent_has_freed_it(tmp_path: Path) -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", FREED_FOR_CHILD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(runlog.__file__).parents[1])},
+    ).stdout
+    assert output == "0\n"
 
 
 def test_same_process_is_refused_and_does_not_lose_the_lock(tmp_path: Path) -> None:
