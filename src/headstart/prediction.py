@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from headstart.data.batches import prediction_batches
+from headstart.training.allocator import keep_freed_memory
 from headstart.training.device import Device
 
 if TYPE_CHECKING:
@@ -52,15 +53,16 @@ def predict_tokens(
     device.apply_threads()
     model.eval()
     done = 0
-    for rows in prediction_batches(tokens.lengths, batch_size=batch_size):
-        batch = {
-            name: tensor.to(device.torch_device)
-            for name, tensor in task.collate(tokens, rows, None, pad_token_id).items()
-        }
-        with torch.inference_mode(), device.autocast():
-            outputs = task.run(model, batch, "predict")
-        predictions[rows] = task.decode(outputs, batch)
-        done += len(rows)
-        if progress is not None:
-            progress(done)
+    with keep_freed_memory():
+        for rows in prediction_batches(tokens.lengths, batch_size=batch_size):
+            batch = {
+                name: tensor.to(device.torch_device)
+                for name, tensor in task.collate(tokens, rows, None, pad_token_id).items()
+            }
+            with torch.inference_mode(), device.autocast():
+                outputs = task.run(model, batch, "predict")
+            predictions[rows] = task.decode(outputs, batch)
+            done += len(rows)
+            if progress is not None:
+                progress(done)
     return predictions

@@ -1,6 +1,6 @@
-"""Write the files of a run folder, whole or not at all.
+"""Read the JSON files of a run folder, and write its files whole or not at all.
 
-Layer 4; imports the standard library only.
+Layer 0; imports the standard library and `errors`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_json", "write_text"]
+from headstart.errors import CheckpointError
+
+__all__ = ["read_json", "write_json", "write_text"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that training wrote.
+
+    Raises:
+        CheckpointError: it is missing or broken.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}.", "a JSON file as training wrote it.", "Copy the run folder again."
+        ) from error
+    return data
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -19,7 +18,7 @@ from headstart.metrics import higher_is_better
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan
 from headstart.recipe import Duration, parse_duration
-from headstart.run_files import write_json, write_text
+from headstart.run_files import read_json, write_json, write_text
 from headstart.runlog import (
     DATA_FILE,
     ENVIRONMENT_FILE,
@@ -35,6 +34,7 @@ from headstart.runlog import (
     WarningRecord,
     new_run_dir,
 )
+from headstart.training.allocator import keep_freed_memory
 from headstart.training.checkpoint import (
     LoadedCheckpoint,
     newest_checkpoint,
@@ -66,6 +66,7 @@ def run_plan(plan: Plan) -> Iterator[Record]:
         _make_run_dir(plan)
     with contextlib.ExitStack() as stack:
         stack.enter_context(RunLock(plan.run_dir))
+        stack.enter_context(keep_freed_memory())
         if plan.resume:
             _check_same_data(plan)
         else:
@@ -151,7 +152,7 @@ def _write_run_files(plan: Plan) -> None:
 
 
 def _check_same_data(plan: Plan) -> None:
-    before = json.loads((plan.run_dir / DATA_FILE).read_text(encoding="utf-8"))["fingerprints"]
+    before = read_json(plan.run_dir / DATA_FILE)["fingerprints"]
     changed = sorted(
         name for name in {*before, *plan.data.fingerprints} if before.get(name) != plan.data.fingerprints.get(name)
     )

@@ -6,7 +6,6 @@ Layer 4; imports layer 0 and rich. Both read run folders only.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +32,7 @@ from headstart.display.layout import (
 from headstart.display.scores import format_interval, format_value, show_score_block
 from headstart.errors import CheckpointError
 from headstart.recipe import Recipe, build_recipe
+from headstart.run_files import read_json
 from headstart.runlog import (
     CHECKPOINTS_DIR,
     DATA_FILE,
@@ -199,15 +199,7 @@ def show_run(run_dir: str | Path, console: Console | None = None) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is no such file yet."""
-    if not path.exists():
-        return {}
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}.", "a JSON file as training wrote it.", "Copy the run folder again."
-        ) from error
-    return values
+    return read_json(path) if path.exists() else {}
 
 
 def _state(records: Sequence[Record], scores: Mapping[str, Any]) -> Text:
