@@ -1,6 +1,8 @@
 """The whole way of the data, from a file to a scored model and back, with a tiny model."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,15 @@ import pytest
 import torch
 
 import headstart
-from headstart.errors import CheckpointError, DataError, HeadstartError, LabelError, RecipeError
+from headstart import training_run
+from headstart.errors import (
+    CheckpointError,
+    DataError,
+    HeadstartError,
+    HeadstartWarning,
+    LabelError,
+    RecipeError,
+)
 from headstart.preparation import Plan, prepare_plan
 from headstart.results import write_results
 from headstart.run import Run
@@ -352,6 +362,23 @@ def test_a_debug_run_takes_a_handful_of_rows(tiny_csv: Path, tiny_model_dir: Pat
     assert resumed.debug and resumed.total_steps == 4
 
 
+def test_training_keeps_freed_memory_to_its_end(
+    tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[bool] = []
+
+    @contextlib.contextmanager
+    def keep() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.clear()
+
+    monkeypatch.setattr(training_run, "keep_freed_memory", keep)
+    for _ in run_plan(plan_for(tiny_csv, tmp_path / "run", tiny_model_dir, train__epochs=1)):
+        assert inside
+    assert not inside
+
+
 def test_the_test_split_is_not_touched_by_training(tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     weights = []
     for name, content in (
@@ -374,6 +401,62 @@ def test_evaluate_refuses_labels_that_were_not_in_training(
         run.evaluate([{"text": "a film", "label": "good"}, {"text": "a song", "label": "middling"}])
 
 
+def test_predict_and_evaluate_say_what_they_cut_and_leave_out(
+    tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    run, _ = train_whole(tiny_csv, tmp_path / "run", tiny_model_dir)
+    long = "the film " * 100
+    cut = "1 of {} rows are longer than the limit of 128 tokens and are cut, losing 74 tokens"
+    with pytest.warns(HeadstartWarning, match=cut.format(2)) as caught:
+        run.predict(["a film", long])
+    assert caught[0].filename == __file__
+    told: list[str] = []
+    run.predict(["a film", long], tell=told.append)
+    assert told == [cut.format(2)]
+    told.clear()
+    rows = [{"text": f"a film {index}", "label": "good" if index % 2 else "bad"} for index in range(150)]
+    rows[3]["text"] = ""
+    run.evaluate([*rows, {"text": long, "label": "bad"}, {"text": None, "label": "bad"}], tell=told.append)
+    assert told[0].startswith("1 row without text skipped") and "151" in told[0]
+    assert told[1].startswith("1 row with empty text kept")
+    assert told[2] == cut.format(151)
+    news: list[tuple[str, int, int]] = []
+    run.evaluate(rows, tell=told.append, progress=lambda text, done, total: news.append((text, done, total)))
+    run.predict_source(rows, progress=lambda text, done, total: news.append((text, done, total)))
+    assert news == [("predicting", done, 150) for done in (64, 128, 150)] * 2
+
+
+def test_cut_rows_are_findings_and_strict_refuses_them(tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    with tiny_csv.open("a", encoding="utf-8") as file:
+        file.write("the film was good".ljust(20) + "and the music " * 60 + ",good\n")
+        file.write("the film was bad".ljust(20) + "and the music " * 60 + ",bad\n")
+    validation = tmp_path / "validation.csv"
+    lines = [f"a good scene {index},good" for index in range(8)]
+    lines += [f"{word} music {'and this house ' * 60},{word}" for word in ("good", "bad")]
+    validation.write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    values = {"data__validation": str(validation), "data__max_length": 40}
+    plan = plan_for(tiny_csv, tmp_path / "run", tiny_model_dir, **values)
+    found = {finding.split: finding for finding in plan.data.findings if finding.kind == "truncated"}
+    assert found["train"].rows == [120, 121] and found["validation"].rows == [8, 9]
+    assert "train: 2 of 122 rows are longer than the limit of 40 tokens and lose 292 tokens" in found["train"].message
+    assert not any("train: 2 of 122" in message for _, message in plan.summary.findings)
+    assert any("validation: 2 of 10 rows" in message for _, message in plan.summary.findings)
+    with pytest.raises(DataError, match=r"(?s)Too many rows are cut.*train: 2 of 122.*validation: 2 of 10"):
+        plan_for(tiny_csv, tmp_path / "run", tiny_model_dir, **values, data__strict=True)
+
+
+def test_finish_says_how_far_it_is(tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    plan = plan_for(tiny_csv, tmp_path / "run", tiny_model_dir, evaluate__baselines=True)
+    list(run_plan(plan))
+    news: list[tuple[str, int, int]] = []
+    write_results(plan, lambda text, done, total: news.append((text, done, total)))
+    assert news == [
+        ("saving the model", 0, 0),
+        ("scoring the saved model on validation", 12, 12),
+        ("scoring the baselines", 0, 0),
+    ]
+
+
 def test_predictions_keep_row_order_and_say_what_has_no_text(
     tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -381,7 +464,10 @@ def test_predictions_keep_row_order_and_say_what_has_no_text(
     rows = [{"text": "a film"}, {"text": None}, {"text": ""}, {"text": "the " * 10_000}]
     predicted = run.predict_source(rows)
     assert [one is None for one in predicted.predictions] == [False, True, False, False]
-    assert "rows without text, which get no prediction: 1 (row 1, from 0)" in predicted.notes[0]
+    assert predicted.notes == [
+        "1 of 3 rows are longer than the limit of 128 tokens and are cut, losing 9,874 tokens",
+        "rows without text, which get no prediction: 1 (row 1, from 0)",
+    ]
     alone = run.predict(["a film"])[0]
     assert predicted.predictions[0] is not None
     assert predicted.predictions[0].probabilities == pytest.approx(alone.probabilities, abs=1e-6)

@@ -9,8 +9,8 @@ from headstart.recipe import Recipe
 from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, StopRecord, WarningRecord
 
 NAMES = (
-    "CheckpointError DataError HeadstartError ModelError Prediction Recipe RecipeError Run TrainingError "
-    "build_optimizer collate_tokens finetune list_runs load load_checkpoint plan_batches save_checkpoint"
+    "CheckpointError DataError HeadstartError HeadstartWarning ModelError Prediction Recipe RecipeError Run "
+    "TrainingError build_optimizer collate_tokens finetune list_runs load load_checkpoint plan_batches save_checkpoint"
 )
 RECIPE = {
     "task": "name",

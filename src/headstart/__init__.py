@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headstart.errors import CheckpointError as CheckpointError
     from headstart.errors import DataError as DataError
     from headstart.errors import HeadstartError as HeadstartError
+    from headstart.errors import HeadstartWarning as HeadstartWarning
     from headstart.errors import ModelError as ModelError
     from headstart.errors import RecipeError as RecipeError
     from headstart.errors import TrainingError as TrainingError
@@ -40,6 +41,7 @@ _HOME = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "HeadstartError": "errors",
+    "HeadstartWarning": "errors",
     "ModelError": "errors",
     "RecipeError": "errors",
     "TrainingError": "errors",

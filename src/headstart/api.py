@@ -6,7 +6,7 @@ Layer 5; may import everything but the doors.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from headstart.display.results import show_result
 from headstart.display.status import Status
 from headstart.preparation import Plan, prepare_plan
 from headstart.recipe import Recipe
+from headstart.records import Record, Report
 from headstart.results import write_results
-from headstart.run import PredictedTable, Prediction, Run, RunEntry, list_runs, load
-from headstart.runlog import Record
+from headstart.run import PredictedTable, Prediction, Run, load
+from headstart.run_list import RunEntry, list_runs
 from headstart.training_run import run_plan
 
 __all__ = [
@@ -68,11 +69,11 @@ class Preparation:
         """Train, yielding a record of every event; leaving the iteration stops without saving."""
         return run_plan(self._plan)
 
-    def finish(self, progress: Callable[[str], None] | None = None) -> Run:
+    def finish(self, progress: Report | None = None) -> Run:
         """Save and score the model and write what a run folder holds at the end.
 
         Args:
-            progress: gets a word of what is done now.
+            progress: gets what is done now, and how many of the rows are done.
         """
         write_results(self._plan, progress)
         return Run(self._plan.run_dir)
@@ -86,7 +87,7 @@ def prepare(
     values: Mapping[str, Any] | None = None,
     resume: bool = False,
     debug: bool = False,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Report | None = None,
 ) -> Preparation:
     """Read, check and plan a training.
 
@@ -97,7 +98,7 @@ def prepare(
         values: "section.key" to value; None values are left out.
         resume: go on with the run in `output.run`.
         debug: a handful of rows and steps.
-        progress: gets a split's name and the rows tokenised so far.
+        progress: gets what is done now, and how many of the rows are done.
 
     Raises:
         HeadstartError: of the kind that fits; nothing was written.
@@ -200,7 +201,7 @@ def finetune(
             pass
         return preparation.finish()
     with Status() as status:
-        preparation = prepare(source, **given, progress=status.tokenising)
+        preparation = prepare(source, **given, progress=status.say)
     show_plan(preparation.summary)
     with Progress(total_steps=preparation.summary.total_steps) as bars:
         for record in preparation.train():

@@ -12,6 +12,8 @@ Holds the exception tree, the three-part message and nearest-name suggestions. I
     ├── CheckpointError  (RuntimeError)  a checkpoint or run folder is broken, busy or of another run
     └── TrainingError    (RuntimeError)  training cannot go on
         └── NonFiniteError               a loss or gradient is NaN or infinite
+
+    HeadstartWarning     (UserWarning)   rows are cut or left out, in `run.predict` and `run.evaluate`
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ __all__ = [
     "ColumnError",
     "DataError",
     "HeadstartError",
+    "HeadstartWarning",
     "LabelError",
     "ModelError",
     "NonFiniteError",
@@ -106,6 +109,10 @@ class TrainingError(HeadstartError, RuntimeError):
 
 class NonFiniteError(TrainingError):
     """Raised when a loss or gradient is NaN or infinite; the update was not made."""
+
+
+class HeadstartWarning(UserWarning):
+    """Issued where rows are used otherwise than they stand there: cut, or left out."""
 
 
 def nearest_name(name: str, available: Iterable[str]) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from headstart.data.batches import BatchPlan, padding_fraction, prediction_batches
-from headstart.data.checks import Finding
 from headstart.data.table_cache import cache_dir
 from headstart.display.plan import PlanSummary
 from headstart.models.load import LoadedModel, resolve_checkpoint
@@ -97,33 +96,27 @@ def summarise_plan(
             parameters - embeddings,
             trained_tokens,
             _evaluated_tokens(recipe, data, float(epochs)),
+            int(_attention_weights(loaded, lengths, batches) * epochs),
             device,
             cache_dir("machine"),
         ),
-        findings=[(finding.level, finding.message) for finding in [*data.findings, *_truncation_findings(data)]],
+        # What is cut of train stands beside its lengths.
+        findings=[
+            (finding.level, finding.message)
+            for finding in data.findings
+            if (finding.kind, finding.split) != ("truncated", "train")
+        ],
         run_dir=str(run_dir),
         notes=notes,
     )
 
 
-def _truncation_findings(data: ReadData) -> list[Finding]:
-    """Say for every split but train (whose numbers the plan shows) how many rows are cut."""
-    findings = []
-    for name, split in data.splits.items():
-        tokens = split.encoded()
-        if tokens.num_truncated:
-            cut = np.flatnonzero(np.asarray(tokens.full_lengths) > np.asarray(tokens.lengths))
-            share = tokens.num_lost_tokens / int(np.sum(tokens.full_lengths))
-            message = (
-                f"{name}: {tokens.num_truncated:,} of {tokens.num_rows:,} rows are longer than the limit and lose "
-                f"{tokens.num_lost_tokens:,} tokens ({share:.1%})"
-            )
-            findings.append(
-                Finding(
-                    "truncated", name, int(tokens.num_truncated), split.rows[cut][:1000].tolist(), message, "warning"
-                )
-            )
-    return findings
+def _attention_weights(loaded: LoadedModel, lengths: np.ndarray, batches: BatchPlan) -> int:
+    """Count the elements of the attention weights of one epoch, padding included."""
+    config = loaded.model.config
+    per_pair = getattr(config, "num_hidden_layers", 0) * getattr(config, "num_attention_heads", 0)
+    pairs = sum(len(rows) * int(lengths[rows].max()) ** 2 for update in batches.updates(0) for rows in update)
+    return per_pair * pairs
 
 
 def _evaluated_tokens(recipe: Recipe, data: ReadData, epochs: float) -> int:

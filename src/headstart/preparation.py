@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from headstart.models.load import LoadedModel, load_classifier, max_length_of, r
 from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits
 from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
+from headstart.records import Report
 from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, TASK_FILE
 from headstart.training.device import Device, check_trackers, choose_device
 from headstart.training.state import TrainState
@@ -79,7 +80,7 @@ def prepare_plan(
     values: Mapping[str, Any] | None = None,
     resume: bool = False,
     debug: bool = False,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Report | None = None,
 ) -> Plan:
     """Read, check and plan; nothing is written to a run folder.
 
@@ -90,7 +91,7 @@ def prepare_plan(
         values: "section.key" to value.
         resume: go on with the run named by `output.run`.
         debug: a handful of rows, a few steps.
-        progress: gets a split's name and the rows tokenised so far.
+        progress: gets what is done now, and how many of the rows are done.
 
     Raises:
         HeadstartError: of the kind that fits, before any work is lost.
@@ -136,7 +137,7 @@ def prepare_plan(
             f"a number up to {limit}.",
             f"Set data.max_length={limit}, or choose a model for longer texts.",
         )
-    data = tokenise_splits(data, loaded, recipe.data.max_length or limit, progress)
+    data = tokenise_splits(data, loaded, recipe.data.max_length or limit, progress, strict=recipe.data.strict)
     recipe, scores = _filled_recipe(recipe, data, source)
     run_dir = _run_dir(recipe, data, resume)
     return _plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit)

@@ -7,18 +7,20 @@ May import layers 0 to 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.data.checks import Finding, check_rows, cut_validation
+from headstart.data.checks import Finding, check_rows, check_truncation, cut_validation
 from headstart.data.columns import Columns, find_columns, find_task
 from headstart.data.sources import Source, read_source
 from headstart.data.tokens import Tokens
 from headstart.errors import DataError, RecipeError
 from headstart.recipe import Recipe, parse_limit
+from headstart.records import Report
 from headstart.tasks import SequenceClassification
 
 if TYPE_CHECKING:
@@ -140,22 +142,29 @@ def tokenise_splits(
     data: ReadData,
     loaded: LoadedModel,
     max_length: int,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Report | None = None,
+    *,
+    strict: bool = False,
 ) -> ReadData:
-    """Tokenise every split with the model's tokenizer.
+    """Tokenise every split with the model's tokenizer, and find which rows are cut.
 
     Args:
         data: as read.
         loaded: gives the tokenizer.
         max_length: tokens of a row at most.
-        progress: gets the split's name and the rows done so far.
+        progress: gets what is done now, and how many of the rows are done.
+        strict: refuse splits of which more than 1 % of the rows are cut.
+
+    Raises:
+        DataError: `strict` refuses.
     """
     splits = {}
     for name, split in data.splits.items():
-        report = None if progress is None else (lambda done, name=name: progress(name, done))
+        report = functools.partial(progress, f"tokenising {name}", total=len(split.table)) if progress else None
         tokens = data.task.encode(split.table, loaded.tokenizer, max_length=max_length, progress=report)
         splits[name] = replace(split, tokens=tokens)
-    return replace(data, splits=splits)
+    cut = check_truncation({name: (split.rows, split.encoded()) for name, split in splits.items()}, strict=strict)
+    return replace(data, splits=splits, findings=[*data.findings, *cut])
 
 
 def only_split(source: Source, wanted: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from headstart.errors import CheckpointError
 
@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointRecord",
     "EvaluationRecord",
     "Record",
+    "Report",
     "StepRecord",
     "StopReason",
     "StopRecord",
@@ -129,6 +130,14 @@ class StopRecord:
 
 
 Record: TypeAlias = StepRecord | EvaluationRecord | CheckpointRecord | WarningRecord | StopRecord
+
+
+class Report(Protocol):
+    """Whoever wants to know how far something is: gets what is done now, the rows done so far, and the rows in all."""
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """Take the news; `total` is 0 where nothing is counted."""
+
 
 _RECORD_TYPES: dict[str, type[Record]] = {
     "step": StepRecord,

@@ -9,11 +9,10 @@ nowhere before.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from headstart.models.load import load_saved_classifier, save_classifier
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan
 from headstart.reading import Split
+from headstart.records import Report
 from headstart.run_files import write_json, write_text
 from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
 from headstart.scoring import prediction_table, score_with_intervals
@@ -36,28 +36,27 @@ __all__ = ["write_results"]
 Scores = dict[str, dict[str, float | None]]
 
 
-def write_results(plan: Plan, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
     """Save the model, score it, and write everything that a run folder holds at the end.
 
     Args:
         plan: of a training that ended.
-        progress: gets a word of what is done now.
+        progress: gets what is done now, and how many of the rows are done.
 
     Returns:
         What `scores.json` holds.
     """
-    say = progress or (lambda text: None)
+    say: Report = progress or (lambda text, done, total: None)
     with RunLock(plan.run_dir):
-        say("saving the model")
+        say("saving the model", 0, 0)
         _save_model(plan)
         scored = {name: split for name, split in plan.data.splits.items() if name != "train" and len(split.rows)}
-        say("scoring the saved model")
-        predictions = _predict(plan, scored)
+        predictions = _predict(plan, scored, say)
         scores: dict[str, Any] = {
             name: _score(plan, split, predictions[name]) for name, split in scored.items() if split.is_labelled
         }
         if plan.recipe.evaluate.baselines:
-            say("scoring the baselines")
+            say("scoring the baselines", 0, 0)
             scores["baselines"] = _score_baselines(plan, scored)
         _write_predictions(plan, scored, predictions)
         write_json(plan.run_dir / SCORES_FILE, scores)
@@ -92,7 +91,7 @@ def _save_model(plan: Plan) -> None:
         raise
 
 
-def _predict(plan: Plan, splits: dict[str, Split]) -> dict[str, np.ndarray]:
+def _predict(plan: Plan, splits: dict[str, Split], say: Report) -> dict[str, np.ndarray]:
     saved = load_saved_classifier(plan.run_dir / MODEL_DIR)
     model = saved.model.to(plan.device.torch_device)  # type: ignore[arg-type]
     return {
@@ -103,6 +102,7 @@ def _predict(plan: Plan, splits: dict[str, Split]) -> dict[str, np.ndarray]:
             pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
             batch_size=plan.recipe.evaluate.batch_size,
             device=plan.device,
+            progress=functools.partial(say, f"scoring the saved model on {name}", total=len(split.rows)),
         )
         for name, split in splits.items()
     }
@@ -151,12 +151,3 @@ def _write_predictions(plan: Plan, splits: dict[str, Split], predictions: dict[s
     temporary = plan.run_dir / f".{PREDICTIONS_FILE}.tmp"
     pq.write_table(table, temporary)
     temporary.replace(plan.run_dir / PREDICTIONS_FILE)
-
-
-def read_scores(run_dir: Path) -> dict[str, Any]:
-    """Read `scores.json`; empty where the run has no final scores yet."""
-    path = run_dir / SCORES_FILE
-    if not path.exists():
-        return {}
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return scores

@@ -1,13 +1,13 @@
-"""A finished run: load it, predict, evaluate, and list the runs of a folder.
+"""A finished run: load it, predict, evaluate.
 
 May import layers 0 to 4.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Mapping, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.errors import CheckpointError, ColumnError, DataError, HeadstartError, format_rows, suggest
+from headstart.errors import (
+    CheckpointError,
+    ColumnError,
+    DataError,
+    HeadstartWarning,
+    format_rows,
+    suggest,
+)
 from headstart.recipe import Recipe, build_recipe
-from headstart.runlog import DATA_FILE, MODEL_DIR, RECIPE_FILE, SCORES_FILE, TASK_FILE, StepRecord, StopRecord, read_log
+from headstart.run_files import read_json
+from headstart.runlog import MODEL_DIR, RECIPE_FILE, SCORES_FILE, TASK_FILE
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
     from headstart.models.load import LoadedModel
+    from headstart.records import Report
     from headstart.tasks import SequenceClassification
     from headstart.training.device import Device
 
-__all__ = ["PredictedTable", "Prediction", "Run", "RunEntry", "list_runs", "load"]
+__all__ = ["PredictedTable", "Prediction", "Run", "load"]
 
 LabelValue = str | int | bool
 
@@ -54,7 +63,7 @@ class PredictedTable:
     Args:
         table: the source's columns, in row order.
         predictions: one a row; None for a row without text.
-        notes: what a reader should know, such as rows without text.
+        notes: what a reader should know: rows that are cut, rows without text.
     """
 
     table: pa.Table
@@ -90,7 +99,7 @@ class Run:
                 "a finished run.",
                 f"Go on with it: headstart train --resume --run {self.run_dir}",
             )
-        self._task_data: dict[str, Any] = _read_json(self.run_dir / TASK_FILE)
+        self._task_data: dict[str, Any] = read_json(self.run_dir / TASK_FILE)
 
     def __repr__(self) -> str:
         """Show the folder and the first score."""
@@ -111,16 +120,21 @@ class Run:
     @property
     def scores(self) -> dict[str, Any]:
         """What `scores.json` holds: split to score to value and interval, and the baselines."""
-        return _read_json(self.run_dir / SCORES_FILE)
+        return read_json(self.run_dir / SCORES_FILE)
 
     def predict(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int | None = None
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        batch_size: int | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> list[Prediction]:
         """Predict texts, or pairs of texts where the run learned from pairs.
 
         Args:
             texts: N texts, or N pairs.
             batch_size: rows of one forward pass; None takes the recipe's.
+            tell: gets a sentence where texts are cut to the model's limit; None issues a `HeadstartWarning`.
 
         Returns:
             One prediction a text, in order.
@@ -131,11 +145,19 @@ class Run:
         if isinstance(texts, str):
             raise DataError("predict() was given one text.", "a list of texts.", "Write run.predict([text]).")
         first, second = self._columns_of(texts)
-        probabilities = self._probabilities(first, second, batch_size)
+        probabilities, cut = self._probabilities(first, second, batch_size)
+        for sentence in cut:
+            (tell or _warn)(sentence)
         return self._predictions(probabilities)
 
     def predict_source(
-        self, source: Any, *, text: str | None = None, pair: str | None = None, batch_size: int | None = None
+        self,
+        source: Any,
+        *,
+        text: str | None = None,
+        pair: str | None = None,
+        batch_size: int | None = None,
+        progress: Report | None = None,
     ) -> PredictedTable:
         """Predict every row of a source.
 
@@ -144,6 +166,7 @@ class Run:
             text: its column; None looks for that of training, then for a usual name.
             pair: column of the second text, found in the same way.
             batch_size: rows of one forward pass; None takes the recipe's.
+            progress: gets what is done now, and how many of the rows are done.
 
         Raises:
             ColumnError: a column is missing.
@@ -153,11 +176,10 @@ class Run:
         columns = [list(table[name]) for name in names]
         good = [row for row in range(len(table)) if all(isinstance(column[row], str) for column in columns)]
         kept = [[column[row] for row in good] for column in columns]
-        probabilities = self._probabilities(kept[0], kept[1] if len(kept) > 1 else None, batch_size)
+        probabilities, notes = self._probabilities(kept[0], kept[1] if len(kept) > 1 else None, batch_size, progress)
         predictions: list[Prediction | None] = [None] * len(table)
         for row, prediction in zip(good, self._predictions(probabilities), strict=True):
             predictions[row] = prediction
-        notes = []
         if len(good) < len(table):
             missing = sorted(set(range(len(table))) - set(good))
             notes.append(
@@ -166,7 +188,14 @@ class Run:
         return PredictedTable(table.with_format("arrow")[:], predictions, notes)
 
     def evaluate(
-        self, source: Any, *, text: str | None = None, pair: str | None = None, label: str | None = None
+        self,
+        source: Any,
+        *,
+        text: str | None = None,
+        pair: str | None = None,
+        label: str | None = None,
+        tell: Callable[[str], None] | None = None,
+        progress: Report | None = None,
     ) -> dict[str, dict[str, float | None]]:
         """Score the model on the labelled rows of a source.
 
@@ -175,6 +204,8 @@ class Run:
             text: its column; None looks for that of training, then for a usual name.
             pair: column of the second text, found in the same way.
             label: column of the label, found in the same way.
+            tell: gets a sentence about rows that are cut, left out or remarkable; None issues a `HeadstartWarning`.
+            progress: gets what is done now, and how many of the rows are done.
 
         Returns:
             Score name to `{"value", "low", "high"}`, with the recipe's scores and confidence.
@@ -193,7 +224,7 @@ class Run:
         table, names = self._table(source, {"text": text, "pair": pair, "label": label}, need_label=True)
         pair_name = names[1] if self.task.pair is not None else None
         columns = Columns(text=names[0], pair=pair_name, label=names[-1], reasons={})
-        kept, _ = check_rows({"test": table}, columns, strict=self.recipe.data.strict)
+        kept, findings = check_rows({"test": table}, columns, strict=self.recipe.data.strict)
         table = table.select(kept["test"])
         targets = replace(self.task, label=names[-1]).targets(table)
         if not (targets >= 0).any():
@@ -201,7 +232,9 @@ class Run:
                 f'The column "{names[-1]}" holds no labels.', "labels to score against.", "Name it with --label."
             )
         seconds = list(table[pair_name]) if pair_name is not None else None
-        probabilities = self._probabilities(list(table[names[0]]), seconds, None)
+        probabilities, cut = self._probabilities(list(table[names[0]]), seconds, None, progress)
+        for sentence in [*(finding.message.removeprefix("test: ") for finding in findings), *cut]:
+            (tell or _warn)(sentence)
         return score_with_intervals(
             probabilities,
             targets,
@@ -225,7 +258,10 @@ class Run:
         loaded.model.to(self._device.torch_device)  # type: ignore[arg-type]
         return loaded
 
-    def _probabilities(self, texts: list[str], pairs: list[str] | None, batch_size: int | None) -> np.ndarray:
+    def _probabilities(
+        self, texts: list[str], pairs: list[str] | None, batch_size: int | None, progress: Report | None = None
+    ) -> tuple[np.ndarray, list[str]]:
+        """Give the probabilities of each class, and a sentence where texts are cut."""
         from headstart.data.tokens import TextEncoder
         from headstart.models.load import max_length_of
         from headstart.prediction import predict_tokens
@@ -233,14 +269,21 @@ class Run:
         tokenizer = self._loaded.tokenizer
         max_length = self._task_data.get("max_length") or max_length_of(self._loaded)
         encoder = TextEncoder(tokenizer, max_length=max_length, has_pair=pairs is not None)
-        return predict_tokens(
+        tokens = encoder.encode(texts, pairs)
+        probabilities = predict_tokens(
             self._loaded.model,
             self.task,
-            encoder.encode(texts, pairs),
+            tokens,
             pad_token_id=int(tokenizer.pad_token_id),
             batch_size=batch_size or self.recipe.evaluate.batch_size,
             device=self._device,
+            progress=functools.partial(progress, "predicting", total=len(texts)) if progress else None,
         )
+        sentence = (
+            f"{tokens.num_truncated:,} of {len(texts):,} rows are longer than the limit of {max_length:,} tokens and "
+            f"are cut, losing {tokens.num_lost_tokens:,} tokens"
+        )
+        return probabilities, [sentence] if tokens.num_truncated else []
 
     def _predictions(self, probabilities: np.ndarray) -> list[Prediction]:
         best = probabilities.argmax(axis=1)
@@ -304,35 +347,6 @@ class Run:
         return table, [chosen[role] for role in roles]
 
 
-@dataclass(frozen=True)
-class RunEntry:
-    """One line of a list of runs.
-
-    Args:
-        run_dir, name: the folder and its name.
-        status: "done", "stopped" (can be resumed), "failed" (a loss was not finite), "unfinished", or "broken" (its
-            files cannot be read).
-        score_name, score: the first score of the test split, or else of validation; None without one.
-        split: the split of that score.
-        model, task: from the recipe.
-        rows: training rows.
-        seconds: of training.
-        created: when the run was started.
-    """
-
-    run_dir: Path
-    name: str
-    status: str
-    score_name: str | None
-    score: dict[str, float | None] | None
-    split: str | None
-    model: str
-    task: str
-    rows: int
-    seconds: float
-    created: datetime.datetime
-
-
 def load(run_dir: str | Path) -> Run:
     """Load a finished run.
 
@@ -342,61 +356,9 @@ def load(run_dir: str | Path) -> Run:
     return Run(run_dir)
 
 
-def list_runs(root: str | Path = "runs") -> list[RunEntry]:
-    """List the runs in a folder, the best first; those without a score come last.
-
-    Runs with different first scores are grouped by the score's name: their numbers cannot be compared.
-    """
-    from headstart.metrics import higher_is_better
-
-    root = Path(root)
-    folders = [root] if (root / RECIPE_FILE).exists() else sorted(root.iterdir()) if root.is_dir() else []
-    entries = [_entry_or_broken(folder) for folder in folders if (folder / RECIPE_FILE).exists()]
-
-    def order(entry: RunEntry) -> tuple[bool, str, float, str]:
-        value = entry.score["value"] if entry.score is not None else None
-        if entry.score_name is None or value is None:
-            return (True, "", 0.0, entry.name)
-        return (False, entry.score_name, -value if higher_is_better(entry.score_name) else value, entry.name)
-
-    return sorted(entries, key=order)
-
-
-def _entry_or_broken(folder: Path) -> RunEntry:
-    """Keep one unreadable run from hiding the others."""
-    try:
-        return _entry(folder)
-    except (HeadstartError, OSError, KeyError, IndexError):
-        created = datetime.datetime.fromtimestamp((folder / RECIPE_FILE).stat().st_mtime)
-        return RunEntry(folder, folder.name, "broken", None, None, None, "", "", 0, 0.0, created)
-
-
-def _entry(folder: Path) -> RunEntry:
-    recipe = build_recipe(folder / RECIPE_FILE)
-    data = _read_json(folder / DATA_FILE)
-    scores = _read_json(folder / SCORES_FILE) if (folder / SCORES_FILE).exists() else {}
-    seconds, reason = 0.0, None
-    for record in read_log(folder):
-        if isinstance(record, StepRecord):
-            seconds += record.seconds
-        reason = record.reason if isinstance(record, StopRecord) else None
-    statuses = {None: "unfinished", "non_finite": "failed", "requested": "stopped"}
-    status = "done" if scores else statuses.get(reason, "unfinished")
-    split = next((name for name in ("test", "validation") if scores.get(name)), None)
-    score_name = next(iter(scores[split])) if split is not None else None
-    return RunEntry(
-        run_dir=folder,
-        name=folder.name,
-        status=status,
-        score_name=score_name,
-        score=scores[split][score_name] if split is not None and score_name is not None else None,
-        split=split,
-        model=recipe.model.checkpoint or "all-MiniLM-L6-v2",
-        task=recipe.task.name or "",
-        rows=data["splits"]["train"]["rows"],
-        seconds=seconds,
-        created=datetime.datetime.fromtimestamp((folder / DATA_FILE).stat().st_mtime),
-    )
+def _warn(sentence: str) -> None:
+    # The line of the caller of predict() or evaluate().
+    warnings.warn(sentence, HeadstartWarning, stacklevel=3)
 
 
 def _first_score(scores: Mapping[str, Any]) -> str:
@@ -404,16 +366,6 @@ def _first_score(scores: Mapping[str, Any]) -> str:
         for name, score in scores.get(split, {}).items():
             return f"{split} {name} {score['value']:.3f}" if score["value"] is not None else f"{split} {name} undefined"
     return "no scores"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}.", "a JSON file as training wrote it.", "Copy the run folder again."
-        ) from error
-    return data
 
 
 def _near_runs(run_dir: Path) -> str:

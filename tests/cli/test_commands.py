@@ -306,3 +306,20 @@ def test_a_question_that_is_declined_writes_nothing(
     words = ["train", "reviews.csv", "--model", str(tiny_model_dir), "--run", str(run), "--debug", "--yes"]
     assert main(words) == 0
     assert run.exists()
+
+
+def test_what_is_cut_is_said_on_standard_error(here: Path, tmp_path: Path, capsys: Captured) -> None:
+    long = "the film " * 100
+    source = tmp_path / "long.csv"
+    source.write_text(f"text,label\na film,good\n{long},bad\n", encoding="utf-8")
+    for words in (
+        ["predict", "reviews-1", "a film", long],
+        ["predict", "reviews-1", "--file", str(source)],
+        ["evaluate", "reviews-1", str(source), "--json"],
+    ):
+        assert main(words) == 0
+        captured = capsys.readouterr()
+        assert captured.err.splitlines()[0] == (
+            "1 of 2 rows are longer than the limit of 128 tokens and are cut, losing 74 tokens"
+        )
+        assert "longer than" not in captured.out

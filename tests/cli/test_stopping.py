@@ -17,6 +17,7 @@ from headstart.cli.main import main
 from headstart.cli.train import _Interruption
 from headstart.display.plan import PlanSummary
 from headstart.errors import DataError, NonFiniteError
+from headstart.records import Report
 from headstart.runlog import CheckpointRecord, Record, StepRecord, StopRecord
 
 NUM_STEPS = 4
@@ -62,8 +63,8 @@ class MadeUpTraining:
         yield CheckpointRecord(step, f"checkpoints/step-{step:06d}", False)
         yield StopRecord(step, reason, f"at step {step}", 0.1 * step)  # type: ignore[arg-type]
 
-    def finish(self, progress: Callable[[str], None]) -> Any:
-        progress("scoring the saved model")
+    def finish(self, progress: Report) -> Any:
+        progress("scoring the saved model", 0, 0)
         self.in_finish()
         self.is_finished = True
         return SimpleNamespace(

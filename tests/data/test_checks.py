@@ -139,6 +139,8 @@ def test_class_with_one_row() -> None:
     _, findings = check({"train": changed(200, "label", {8: 2})})
     assert findings["train", "rare_class"].rows == [8]
     assert 'the class "2" has one row' in findings["train", "rare_class"].message
+    message = fail({"train": changed(200, "label", {8: 2})}, strict=True)
+    assert 'the class "2" has one row' in message and "or set data.strict=false." in message
 
 
 def test_empty_text_is_kept_and_counted() -> None:

@@ -43,12 +43,13 @@ def test_plain_lines_come_each_minute_when_steps_are_slow() -> None:
 
 def test_a_line_has_all_numbers() -> None:
     (line,) = lines_of([step(1, 0.5)])
-    assert line == "step 1/100   epoch 0.01   loss 0.5000   lr 1.0e-04   64.0 rows/s   3,000 tokens/s   50 s left"
+    assert line == "step 1/100   epoch 0.01   loss 0.5000   lr 1.0e-04   64.0 rows/s   3,000 tokens/s"
 
 
-def test_time_left_counts_from_the_step_of_a_resumed_run() -> None:
-    (line,) = lines_of([step(90, 2.0)])
-    assert line.endswith("20 s left")
+def test_time_left_follows_from_the_steps_after_the_first_of_a_start() -> None:
+    first, second = lines_of([step(89, 60.0), step(90, 5.0)])
+    assert "left" not in first
+    assert second.endswith("50 s left")
 
 
 def test_a_step_without_time_is_no_error() -> None:
@@ -96,6 +97,7 @@ def output_of(console: Console) -> str:
 
 def test_a_terminal_gets_a_bar(terminal: Console) -> None:
     with Progress(100, terminal) as progress:
+        progress.update(step(49, 9.0))
         progress.update(step(50))
         progress.update(evaluation(accuracy=0.81))
     shown = output_of(terminal)
@@ -117,6 +119,7 @@ def test_an_evaluation_keeps_to_one_line_of_the_terminal(terminal: Console) -> N
 
 def test_an_interrupted_training_says_where_it_was(terminal: Console) -> None:
     with pytest.raises(KeyboardInterrupt), Progress(100, terminal) as progress:
+        progress.update(step(49, 9.0))
         progress.update(step(50))
         raise KeyboardInterrupt
     assert output_of(terminal).rstrip().endswith("50 s left")
@@ -128,17 +131,17 @@ def test_a_training_without_steps_can_be_shown(terminal: Console) -> None:
     assert "all 0 steps made" in output_of(terminal)
 
 
-def test_status_names_each_split_once_in_plain_lines() -> None:
+def test_status_says_each_thing_once_in_plain_lines() -> None:
     file = io.StringIO()
     with Status(Console(file=file, width=80)) as status:
-        status.tokenising("train", 1000)
-        status.tokenising("train", 2000)
-        status.tokenising("test", 10)
+        status.say("tokenising train", 1000, 2500)
+        status.say("tokenising train", 2000, 2500)
+        status.say("tokenising test", 10, 10)
         status.say("scoring the baselines")
     assert file.getvalue() == "tokenising train ...\ntokenising test ...\nscoring the baselines ...\n"
 
 
 def test_status_counts_rows_on_a_terminal(terminal: Console) -> None:
     with Status(terminal) as status:
-        status.tokenising("[red]", 1000)
-    assert "tokenising [red]: 1,000 rows" in output_of(terminal)
+        status.say("tokenising [red]", 1000, 2500)
+    assert "tokenising [red]: 1,000 of 2,500 rows" in output_of(terminal)

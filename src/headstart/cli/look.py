@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from headstart.errors import CheckpointError, suggest
@@ -39,11 +40,25 @@ def find_run(name: str) -> Path:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Score a run on labelled rows."""
+    from rich.console import Console
+
     from headstart.api import load
     from headstart.display.scores import show_scores
+    from headstart.display.status import Status
 
     run = load(find_run(arguments.run))
-    scores = run.evaluate(arguments.source, text=arguments.text, pair=arguments.pair, label=arguments.label)
+    remarks: list[str] = []
+    with Status(Console(stderr=True, quiet=not sys.stderr.isatty())) as status:
+        scores = run.evaluate(
+            arguments.source,
+            text=arguments.text,
+            pair=arguments.pair,
+            label=arguments.label,
+            tell=remarks.append,
+            progress=status.say,
+        )
+    for remark in remarks:
+        print(remark, file=sys.stderr)
     if arguments.json:
         print(json.dumps({"run_dir": str(run.run_dir), "source": arguments.source, "scores": scores}))
     else:

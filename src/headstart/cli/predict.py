@@ -32,7 +32,10 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Predict, keeping the rows' order and columns."""
+    from rich.console import Console
+
     from headstart.api import load
+    from headstart.display.status import Status
 
     ending = _ending(arguments.output) if arguments.output is not None else None
     for option in ("text", "pair"):
@@ -48,9 +51,14 @@ def run_predict(arguments: argparse.Namespace) -> int:
         )
     run = load(find_run(arguments.run))
     if arguments.file is not None:
-        predicted = run.predict_source(
-            arguments.file, text=arguments.text, pair=arguments.pair, batch_size=arguments.batch_size
-        )
+        with Status(Console(stderr=True, quiet=not sys.stderr.isatty())) as status:
+            predicted = run.predict_source(
+                arguments.file,
+                text=arguments.text,
+                pair=arguments.pair,
+                batch_size=arguments.batch_size,
+                progress=status.say,
+            )
         table, predictions, notes = predicted.table, predicted.predictions, predicted.notes
     else:
         table, predictions, notes = _predict_texts(run, arguments.texts, arguments.batch_size)
@@ -105,11 +113,12 @@ def _predict_texts(
         texts = list(zip(words[::2], words[1::2], strict=True))
     else:
         texts = _read_lines(is_pair)
-    predictions: list[Prediction | None] = list(run.predict(texts, batch_size=batch_size))
+    notes: list[str] = []
+    predictions: list[Prediction | None] = list(run.predict(texts, batch_size=batch_size, tell=notes.append))
     if not is_pair:
-        return pa.table({run.task.text: pa.array(texts, pa.string())}), predictions, []
+        return pa.table({run.task.text: pa.array(texts, pa.string())}), predictions, notes
     columns = {run.task.text: [first for first, _ in texts], str(run.task.pair): [second for _, second in texts]}
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), predictions, []
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), predictions, notes
 
 
 def _read_lines(is_pair: bool) -> list[Any]:

@@ -150,7 +150,7 @@ def _train(
 
     with Status(console) as status:
         status.say("reading")
-        preparation = prepare(source, values=values, progress=status.tokenising, **given)
+        preparation = prepare(source, values=values, progress=status.say, **given)
     if not console.quiet:
         show_plan(preparation.summary, console)
     if ask and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import datasets
     from numpy.typing import NDArray
 
-__all__ = ["Finding", "check_rows", "cut_validation"]
+    from headstart.data.tokens import Tokens
+
+__all__ = ["Finding", "check_rows", "check_truncation", "cut_validation"]
 
 MAX_ROWS_KEPT = 1_000
 MAX_BAD_FRACTION = 0.01  # of the rows: up to here rows without text or label are skipped
@@ -103,8 +105,8 @@ def check_rows(
     Args:
         tables: the table of each split; the labels of "train" decide which classes there are.
         columns: the columns of the roles.
-        strict: make every skipped row an error, and more than 1 % of empty texts, duplicates or
-            shared rows.
+        strict: make every skipped row and every class with one row an error, and more than 1 % of
+            empty texts, duplicates or shared rows.
 
     Returns:
         For each split the row numbers to keep (int64, ascending), and the findings in the order of
@@ -136,8 +138,41 @@ def check_rows(
     if "train" in labels:
         _check_classes(check, labels, kept)
     _check_copies(check, tables, labels, kept)
-    _raise_errors(check.findings)
+    _raise_errors(check.findings, strict=strict)
     return kept, check.findings
+
+
+def check_truncation(splits: Mapping[str, tuple[NDArray[np.int64], Tokens]], *, strict: bool = False) -> list[Finding]:
+    """Find the rows that are longer than the limit, and count what they lose.
+
+    Args:
+        splits: for each split the row numbers in its table, shape (N,), and the tokens of those rows.
+        strict: make it an error where more than 1 % of a split's rows are cut.
+
+    Raises:
+        DataError: `strict`, and too many rows are cut.
+    """
+    findings = []
+    for split, (rows, tokens) in splits.items():
+        if not tokens.num_truncated:
+            continue
+        full_lengths, lengths = np.asarray(tokens.full_lengths), np.asarray(tokens.lengths)
+        cut = rows[full_lengths > lengths]
+        level = _level(strict, len(cut), len(rows))
+        lost = f"{tokens.num_lost_tokens:,} tokens ({tokens.num_lost_tokens / int(full_lengths.sum()):.1%})"
+        message = (
+            f"{split}: {len(cut):,} of {len(rows):,} rows are longer than the limit of {int(lengths.max()):,} tokens "
+            f"and lose {lost}"
+        )
+        findings.append(Finding("truncated", split, len(cut), cut[:MAX_ROWS_KEPT].tolist(), message, level))
+    errors = [finding.message for finding in findings if finding.level == "error"]
+    if errors:
+        raise DataError(
+            "Too many rows are cut for data.strict.\n" + "\n".join(f"- {message}" for message in errors),
+            "at most 1 % of the rows of each split.",
+            "Raise data.max_length, choose a model for longer texts, shorten the rows, or set data.strict=false.",
+        )
+    return findings
 
 
 def _check_texts(check: _Check, split: str, table: datasets.Dataset) -> NDArray[np.bool_]:
@@ -236,8 +271,10 @@ def _check_classes(check: _Check, labels: Mapping[str, pa.Array], kept: Mapping[
     for label, count in counts.items():
         if count == 1 and len(counts) > 1:
             index = pc.index(used["train"], pa.scalar(label, used["train"].type)).as_py()
-            text = f'the class "{label}" has one row; it is kept in train'
-            check.add("rare_class", "train", kept["train"][index : index + 1], text, "warning")
+            level: Level = "error" if check.strict else "warning"
+            effect = "data.strict wants two or more" if check.strict else "it is kept in train"
+            text = f'the class "{label}" has one row; {effect}'
+            check.add("rare_class", "train", kept["train"][index : index + 1], text, level)
     for split, array in used.items():
         if split == "train" or not counts:
             continue
@@ -337,7 +374,7 @@ def _hash_rows(table: datasets.Dataset, columns: Columns) -> NDArray[np.uint64]:
     return np.frombuffer(bytes(digests), dtype=np.uint64)
 
 
-def _raise_errors(findings: Sequence[Finding]) -> None:
+def _raise_errors(findings: Sequence[Finding], *, strict: bool) -> None:
     errors = [finding for finding in findings if finding.level == "error"]
     if not errors:
         return
@@ -346,6 +383,8 @@ def _raise_errors(findings: Sequence[Finding]) -> None:
     lines = "\n".join(f"- {finding.message}" for finding in errors)
     raise kind(
         f"The data cannot be used as it is.\n{lines}",
-        "A text in every row, a label in every row of train, and no label that train does not have.",
-        "Mend or remove these rows, or name other columns (data.columns.text, data.columns.label).",
+        "A text in every row, a label in every row of train, and no label that train does not have"
+        + ("; what else data.strict wants stands above." if strict else "."),
+        "Mend or remove these rows, or name other columns (data.columns.text, data.columns.label)"
+        + ("; or set data.strict=false." if strict else "."),
     )

@@ -54,13 +54,14 @@ class Progress:
         >>> with Progress(2, Console(file=file, width=120)) as progress:
         ...     progress.update(StepRecord(1, 0.5, 0.69, 1e-4, 1.0, 32, 900, 0.5))
         >>> print(file.getvalue().strip())
-        step 1/2   epoch 0.50   loss 0.6900   lr 1.0e-04   64.0 rows/s   1,800 tokens/s   1.0 s left
+        step 1/2   epoch 0.50   loss 0.6900   lr 1.0e-04   64.0 rows/s   1,800 tokens/s
     """
 
     def __init__(self, total_steps: int, console: Console | None = None) -> None:
         self.total_steps = total_steps
         self.console = make_console(console)
         self._recent: deque[StepRecord] = deque(maxlen=_WINDOW_STEPS)
+        self._first: StepRecord | None = None
         self._line_step, self._seconds_since_line = 0, math.inf
         self._drawn = -math.inf
         self._live: Live | None = None
@@ -111,7 +112,9 @@ class Progress:
         self._redraw(force=not isinstance(record, StepRecord))
 
     def _step(self, record: StepRecord) -> None:
-        first = not self._recent
+        first = self._first is None
+        if first:
+            self._first = record
         self._recent.append(record)
         if self._live is not None:
             return
@@ -183,9 +186,11 @@ class Progress:
         return numbers
 
     def _time_left(self) -> str:
-        if not self._recent:
+        # The first step of a start also fills caches and memory: it says little about the others.
+        usual = [record.seconds for record in self._recent if record is not self._first]
+        if not usual:
             return ""
-        mean = sum(record.seconds for record in self._recent) / len(self._recent)
+        mean = sum(usual) / len(usual)
         seconds = mean * max(0, self.total_steps - self._recent[-1].step)
         return f"{format_seconds(max(1.0, seconds))} left" if seconds else ""
 

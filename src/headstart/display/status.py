@@ -53,18 +53,17 @@ class Status:
         if self._spinner is not None:
             self._spinner.stop()
 
-    def say(self, text: str) -> None:
-        """Say what begins now, such as "scoring the saved model"."""
-        self._show(text, text)
+    def say(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what is done now, such as "scoring the saved model"; plain lines say it once.
 
-    def tokenising(self, split: str, rows_done: int) -> None:
-        """Say how many rows of a split are tokenised so far; plain lines name each split once."""
-        self._show(f"tokenising {split}", f"tokenising {split}: {rows_done:,} rows")
-
-    def _show(self, once: str, text: str) -> None:
+        Args:
+            text: what is done.
+            done: rows done so far.
+            total: rows in all; 0 where nothing is counted.
+        """
         if self._spinner is not None:
-            self._spinner.update(plain(text, FAINT))
+            self._spinner.update(plain(f"{text}: {done:,} of {total:,} rows" if total else text, FAINT))
             self._spinner.start()
-        elif once != self._shown:
-            self.console.print(Text.assemble(plain(once), " ..."), soft_wrap=True, style=FAINT, highlight=False)
-        self._shown = once
+        elif text != self._shown:
+            self.console.print(Text.assemble(plain(text), " ..."), soft_wrap=True, style=FAINT, highlight=False)
+        self._shown = text

@@ -17,12 +17,19 @@ from headstart.training.device import Device
 
 __all__ = ["estimate_seconds", "matrix_flops"]
 
-# Share of the speed of plain matrix products that a whole training step reaches (measured: docs/log.md).
+# Share of the speed of plain matrix products that a whole training step of short rows reaches, and what an element of
+# the attention weights costs on the way forth and back on a CPU (measured: docs/log.md).
 STEP_EFFICIENCY = 0.5
+SECONDS_PER_ATTENTION_WEIGHT = 4.4e-9
 
 
 def estimate_seconds(
-    num_parameters: int, train_tokens: int, evaluated_tokens: int, device: Device, cache_dir: Path
+    num_parameters: int,
+    train_tokens: int,
+    evaluated_tokens: int,
+    attention_weights: int,
+    device: Device,
+    cache_dir: Path,
 ) -> float:
     """Estimate the seconds of a training.
 
@@ -30,13 +37,18 @@ def estimate_seconds(
         num_parameters: that take part in matrix products (embeddings do not).
         train_tokens: padded tokens of all steps.
         evaluated_tokens: padded tokens of all evaluations.
+        attention_weights: elements of the attention weights of all steps: layers x heads x rows x padded length
+            squared. They grow with the square of the length, so long rows are slow.
         device: where and how it computes.
         cache_dir: holds the measured speed of this machine.
 
     Source: 6 floating-point operations a parameter and token for a step, 2 for a forward pass (Kaplan et al. 2020).
     """
     operations = num_parameters * (6 * train_tokens + 2 * evaluated_tokens)
-    return operations / (matrix_flops(device, cache_dir) * STEP_EFFICIENCY)
+    seconds = operations / (matrix_flops(device, cache_dir) * STEP_EFFICIENCY)
+    if device.torch_device.type == "cpu":
+        seconds += attention_weights * SECONDS_PER_ATTENTION_WEIGHT
+    return seconds
 
 
 def matrix_flops(device: Device, cache_dir: Path) -> float:
