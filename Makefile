@@ -27,7 +27,7 @@ test: $(VENV)/.dev  ## set up, then run the default tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/.dev  ## only the tests that the default leaves out
-	$(BIN)/python -m pytest -m "slow or parity" $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-all: $(VENV)/.dev  ## every test
 	$(BIN)/python -m pytest -m "" $(ARGS)
