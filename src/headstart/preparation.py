@@ -19,7 +19,7 @@ from headstart.data.batches import BatchPlan
 from headstart.display.plan import PlanSummary
 from headstart.errors import CheckpointError, RecipeError
 from headstart.metrics import resolve_scores
-from headstart.models.dropout import RandomKey, draws_global_numbers
+from headstart.models.dropout import RandomKey, find_unkeyed_draws
 from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint
 from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits
@@ -306,6 +306,7 @@ def _plan(
     longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
     max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
     device.apply_threads()
+    unkeyed = _unkeyed_draws(loaded, data, device)
     derived: dict[str, Any] = {
         "total_steps": total_steps,
         "steps_in_epoch": steps_in_epoch,
@@ -315,7 +316,7 @@ def _plan(
         "precision": device.precision,
         "threads": device.threads,
         "attention": loaded.model.config._attn_implementation,
-        "randomness": _randomness(loaded, data, device),
+        "randomness": "seed, step, micro-batch" if unkeyed else "seed, step, row, module, element",
         "debug": debug,
     }
     notes = [
@@ -323,6 +324,12 @@ def _plan(
         for key, value in derived.items()
         if key in derived_before and derived_before[key] != value
     ]
+    if unkeyed:
+        others = f" and {len(unkeyed) - 3} more" if len(unkeyed) > 3 else ""
+        notes.append(
+            f"random numbers that depend on the micro-batch, not on the row alone: {', '.join(unkeyed[:3])}{others}; "
+            "other micro-batches give other numbers"
+        )
     summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes])
     return Plan(
         recipe, derived, data, loaded, batches, device, total_steps, derived["warmup_steps"], scores, summary, run_dir,
@@ -330,17 +337,17 @@ def _plan(
     )  # fmt: skip
 
 
-def _randomness(loaded: LoadedModel, data: ReadData, device: Device) -> str:
-    """Say what dropout depends on in this model, found with a forward pass of one row."""
+def _unkeyed_draws(loaded: LoadedModel, data: ReadData, device: Device) -> list[str]:
+    """Name what in this model draws numbers that are not keyed by row, found with a forward pass of two rows."""
     tokens = data.splits["train"].encoded()
-    row = np.asarray([int(np.argmin(tokens.lengths))])
-    batch = data.task.collate(tokens, row, None, loaded.tokenizer.pad_token_id)
-    key = RandomKey(0, 0, row.tolist(), tokens.lengths[row].tolist())
-    loaded.model.train()
+    rows = np.argsort(tokens.lengths, kind="stable")[:2]
+    batch = data.task.collate(tokens, rows, None, loaded.tokenizer.pad_token_id)
+    model = loaded.model.to(device.torch_device)  # type: ignore[arg-type]
+    batch = {name: tensor.to(device.torch_device) for name, tensor in batch.items()}
+    model.train()
     try:
-        by_micro_batch = draws_global_numbers(
-            lambda: data.task.run(loaded.model, batch, "train"), key, device.torch_device
+        return find_unkeyed_draws(
+            lambda: data.task.run(model, batch, "train"), RandomKey(0, 0, rows.tolist()), device.torch_device, model
         )
     finally:
-        loaded.model.eval()
-    return "seed, step, micro-batch" if by_micro_batch else "seed, step, row, module, element"
+        model.eval()

@@ -1,33 +1,37 @@
 """Dropout whose random numbers belong to rows, not to a global stream.
 
-May import layers 0 and 1. A mask is a function of (seed, step, row id, which dropout of the forward pass, element
-within the unpadded row), so a step can be repeated alone, and padding, splitting or regrouping of rows changes
-nothing:
+May import layers 0 and 1. Whether an element is kept is a pure function of (seed, step, row id, module, element within
+the row), so a step can be repeated alone, and padding, splitting, regrouping or dealing of rows to other processes
+changes nothing:
 
-    F.dropout(x), x (B, T, H)                        ->  x * mask, drawn row by row from a stream of its own
+    F.dropout(x), x (B, T, H)                        ->  x * mask
     F.scaled_dot_product_attention(..., dropout_p)   ->  softmax(q k') * mask v
 
-No module of the model is changed: the two functions are intercepted while the forward pass runs.
+No module of the model is changed: the two functions are intercepted while the forward pass runs. The numbers are drawn
+by `models/random_bits.py`, for the whole batch at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import SFC64, SeedSequence
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["RandomKey", "draws_global_numbers", "keyed_randomness", "row_mask"]
+from headstart.models.random_bits import LEVELS, fold, fold_text, keep_mask, split
 
-# Sixteen bits a decision: a probability is met to within 1/131072 (0.1 becomes 0.100006).
-_LEVELS = 1 << 16
+__all__ = ["RandomKey", "find_unkeyed_draws", "keyed_randomness", "row_mask"]
+
+# Devices whose integers wrap around as the generator needs; others draw from a stream of the micro-batch.
+_KEYED_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -38,43 +42,42 @@ class RandomKey:
         seed: the run's seed.
         step: zero-based number of the update.
         row_ids: row number of each row of the batch in the training table, shape (B,).
-        lengths: unpadded length of each row in tokens, shape (B,).
         micro_batch: zero-based number of the micro-batch inside the update; used where a draw has no rows.
     """
 
     seed: int
     step: int
     row_ids: Sequence[int]
-    lengths: Sequence[int]
     micro_batch: int = 0
 
 
-def row_mask(shape: tuple[int, ...], probability: float, key: RandomKey, site: int) -> np.ndarray:
+def row_mask(
+    shape: tuple[int, ...], probability: float, key: RandomKey, site: str, *, device: torch.device | None = None
+) -> torch.Tensor:
     """Draw which elements of a tensor are kept.
 
     Args:
-        shape: of the tensor. (B, T, H) and (B, heads, T, T) are drawn inside the unpadded length of each row, so that
-            padding does not move the draws; elements at padding are kept. (B, ...) is drawn whole.
-        probability: of dropping an element.
+        shape: of the tensor, (B, ...). An element is known by its coordinates inside its row, so that padding on the
+            right, which makes an axis longer, does not move the draws.
+        probability: of dropping an element; met to within 1/131072.
         key: what the draws depend on; `len(key.row_ids)` is B.
-        site: zero-based number of the dropout inside the forward pass.
+        site: name of the module that drops, and how often it has dropped before in this forward pass.
+        device: of the mask; None is the CPU.
 
     Returns:
-        bool array of that shape, True where an element is kept.
+        bool tensor of that shape, True where an element is kept.
+
+    Example:
+        >>> key = RandomKey(seed=0, step=3, row_ids=[7, 9])
+        >>> wide, narrow = (row_mask((2, width, 8), 0.5, key, "dropout") for width in (6, 4))
+        >>> bool((wide[:, :4] == narrow).all())
+        True
     """
-    threshold = round(probability * _LEVELS)
-    keep = np.ones(shape, dtype=bool)
-    num_tokens = max(key.lengths, default=0)
-    for index, (row_id, length) in enumerate(zip(key.row_ids, key.lengths, strict=True)):
-        part = keep[index]
-        if len(shape) == 3 and shape[1] >= num_tokens:
-            part = part[:length]
-        elif len(shape) == 4 and shape[2] == shape[3] and shape[2] >= num_tokens:
-            part = part[:, :length, :length]
-        stream = SFC64(SeedSequence((key.seed, key.step, int(row_id), site)))
-        drawn = stream.random_raw((part.size + 3) // 4).view(np.uint16)[: part.size]
-        np.greater_equal(drawn.reshape(part.shape), threshold, out=part)
-    return keep
+    rows = torch.tensor(key.row_ids, dtype=torch.int64, device=device)
+    keys = split(fold(fold_text(site), key.seed, key.step), rows)
+    for size in shape[1:-1]:
+        keys = split(keys.unsqueeze(-1), torch.arange(size, device=device))
+    return keep_mask(keys, shape[-1], probability)
 
 
 class _Drop(torch.autograd.Function):
@@ -93,12 +96,35 @@ class _Drop(torch.autograd.Function):
 
 
 class _KeyedDropout(TorchFunctionMode):
-    """Answers dropout calls of a forward pass with masks drawn from a `RandomKey`."""
+    """Answers dropout calls of a forward pass with masks drawn from a `RandomKey`.
 
-    def __init__(self, key: RandomKey) -> None:
+    Args:
+        key: what the draws depend on.
+        model: its modules' names tell one dropout from another.
+    """
+
+    def __init__(self, key: RandomKey, model: torch.nn.Module | None) -> None:
         super().__init__()
         self.key = key
-        self.site = 0
+        self.unkeyed: list[str] = []
+        self._names = {id(module): name for name, module in model.named_modules()} if model is not None else {}
+        self._inside: list[str] = []
+        self._num_draws: dict[str, int] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> _KeyedDropout:
+        """Follow which module the forward pass is in."""
+        self._hooks = [
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -106,25 +132,34 @@ class _KeyedDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.dropout:
             return self._dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
+        if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _enter_module(self, module: torch.nn.Module, inputs: Any) -> None:
+        self._inside.append(self._names.get(id(module), self._inside[-1] if self._inside else ""))
+
+    def _leave_module(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self._inside.pop()
 
     def _dropout(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         if not training or p == 0.0:
             return input
-        return self._drop(input, p)
+        dropped = self._drop(input, p)
+        return input.copy_(dropped) if inplace else dropped
 
     def _drop(self, values: torch.Tensor, probability: float) -> torch.Tensor:
-        site, self.site = self.site, self.site + 1
+        name = self._inside[-1] if self._inside else ""
         if values.ndim < 2 or values.shape[0] != len(self.key.row_ids):
             # A tensor without a row dimension draws from the generator of the micro-batch (see keyed_randomness).
+            self.unkeyed.append(name)
             with torch._C.DisableTorchFunction():
                 return F.dropout(values, probability)
-        keep = torch.from_numpy(row_mask(tuple(values.shape), probability, self.key, site))
+        nth = self._num_draws[name] = self._num_draws.get(name, -1) + 1
+        keep = row_mask(tuple(values.shape), probability, self.key, f"{name}#{nth}", device=values.device)
         # The share that is really kept, so that the expected value is exact.
-        kept = 1.0 - round(probability * _LEVELS) / _LEVELS
-        dropped: torch.Tensor = _Drop.apply(values, keep, 1.0 / kept)  # type: ignore[no-untyped-call]
+        kept = 1.0 - round(probability * LEVELS) / LEVELS
+        dropped: torch.Tensor = _Drop.apply(values, keep, 1.0 / kept if kept else 0.0)  # type: ignore[no-untyped-call]
         return dropped
 
     def _attention(
@@ -138,12 +173,16 @@ class _KeyedDropout(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
+        if dropout_p == 0.0:
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
         scores = torch.matmul(query * (scale or 1.0 / math.sqrt(query.shape[-1])), key.transpose(-2, -1))
         if is_causal:
-            causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+            causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
             scores = scores.masked_fill(~causal, float("-inf"))
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
@@ -155,14 +194,21 @@ class _KeyedDropout(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def keyed_randomness(key: RandomKey, device: torch.device) -> Iterator[None]:
+def keyed_randomness(
+    key: RandomKey, device: torch.device, model: torch.nn.Module | None = None
+) -> Iterator[_KeyedDropout | None]:
     """Make every random number of a forward pass a function of the key; leave the global streams as they were.
 
-    On the CPU dropout is keyed by row. On other devices, and for draws that belong to no row, the device's generator
-    starts anew for each micro-batch from (seed, step, micro-batch index).
+    Dropout is keyed by row. Draws that belong to no row, and those on devices without a keyed generator, come from the
+    global streams (PyTorch's, NumPy's, Python's), which start anew for each micro-batch from (seed, step, micro-batch).
+
+    Args:
+        key: what the draws depend on.
+        device: of the forward pass.
+        model: its modules' names tell one dropout from another; None counts the calls.
 
     Example:
-        >>> key = RandomKey(seed=0, step=3, row_ids=[7, 9], lengths=[2, 4])
+        >>> key = RandomKey(seed=0, step=3, row_ids=[7, 9])
         >>> layer, values = torch.nn.Dropout(0.5), torch.ones(2, 4, 8)
         >>> with keyed_randomness(key, torch.device("cpu")):
         ...     first = layer(values)
@@ -170,25 +216,57 @@ def keyed_randomness(key: RandomKey, device: torch.device) -> Iterator[None]:
         ...     bool((layer(values) == first).all())
         True
     """
-    state = SeedSequence((key.seed, key.step, key.micro_batch)).generate_state(1, np.uint64)[0]
+    state = fold(key.seed, key.step, key.micro_batch)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(state) >> 1)
-        with _KeyedDropout(key) if device.type == "cpu" else contextlib.nullcontext():
-            yield
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            _seed_global_streams(state)
+            if device.type in _KEYED_DEVICES:
+                with _KeyedDropout(key, model) as mode:
+                    yield mode
+            else:
+                yield None
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
-def draws_global_numbers(forward: Callable[[], object], key: RandomKey, device: torch.device) -> bool:
-    """Find out whether a forward pass draws numbers that are not keyed by row.
+def find_unkeyed_draws(
+    forward: Callable[[], object], key: RandomKey, device: torch.device, model: torch.nn.Module | None = None
+) -> list[str]:
+    """Find which draws of a forward pass are not keyed by row.
 
     Args:
         forward: runs one forward pass; called once, with the global streams left as they were.
         key: for the draws that are keyed.
-        device: of the forward pass; only the CPU has draws keyed by row.
+        device: of the forward pass.
+        model: gives the names.
+
+    Returns:
+        Names of the modules whose dropout is not keyed by row; "a global stream" stands for draws of another kind, and
+        "all of them" for a device without keyed draws. Empty where every draw is keyed.
     """
-    if device.type != "cpu":
-        return True
-    with keyed_randomness(key, device):
-        before = torch.get_rng_state()
+    if device.type not in _KEYED_DEVICES:
+        return ["all of them"]
+    with keyed_randomness(key, device, model) as mode:
+        assert mode is not None
+        before = _global_streams(device)
         forward()
-        return not torch.equal(before, torch.get_rng_state())
+        moved = before != _global_streams(device)
+    found = list(dict.fromkeys(name or "dropout outside any module" for name in mode.unkeyed))
+    return found or (["a global stream"] if moved else [])
+
+
+def _seed_global_streams(state: int) -> None:
+    torch.manual_seed(state >> 1)
+    random.seed(state)
+    np.random.seed(state & 0xFFFFFFFF)
+
+
+def _global_streams(device: torch.device) -> tuple[bytes, ...]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    python, numpy = repr(random.getstate()).encode(), repr(np.random.get_state()).encode()
+    return (*(state.numpy().tobytes() for state in states), python, numpy)

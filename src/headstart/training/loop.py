@@ -91,7 +91,7 @@ def train(
         model.train()
         parts.hooks.step_begins(state.step)
         loss, gradient_norm, warnings = compute_gradients(
-            model, optimizer, update, plan, parts, settings, device, state
+            model, optimizer, update, parts, settings, device, state
         )
         yield from warnings
         rows = np.concatenate(update)

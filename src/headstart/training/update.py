@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from headstart.data.batches import BatchPlan
 from headstart.errors import TrainingError, format_rows
 from headstart.models.dropout import RandomKey, keyed_randomness
 from headstart.runlog import WarningRecord
@@ -25,7 +24,6 @@ def compute_gradients(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     update: Sequence[np.ndarray],
-    plan: BatchPlan,
     parts: LoopParts,
     settings: LoopSettings,
     device: Device,
@@ -41,7 +39,6 @@ def compute_gradients(
         model: gradients are left on its parameters.
         optimizer: used to clear gradients.
         update: row numbers of each micro-batch.
-        plan: knows the length of each row, in tokens.
         parts: makes batches and losses.
         settings: seed and clipping.
         device: where to compute, and the precision of the forward pass.
@@ -61,8 +58,8 @@ def compute_gradients(
             num_targets = sum(parts.count(batch) for batch in batches)
             total = torch.zeros((), device=device.torch_device)
             for index, (rows, batch) in enumerate(zip(pieces, batches, strict=True)):
-                key = RandomKey(settings.seed, state.step, rows.tolist(), plan.lengths[rows].tolist(), index)
-                with keyed_randomness(key, device.torch_device), device.autocast():
+                key = RandomKey(settings.seed, state.step, rows.tolist(), index)
+                with keyed_randomness(key, device.torch_device, model), device.autocast():
                     loss, _ = parts.micro_batch(model, batch, num_targets)
                 loss.backward()
                 total += loss.detach()
