@@ -257,6 +257,58 @@ def test_updates_are_planned_once_when_one_epoch_is_asked_for_again() -> None:
         assert plan.updates(1) is first
 
 
+@given(lengths_lists, sizes, orders, st.integers(1, 3), st.integers(1, 6), st.lists(st.integers(0, 60), max_size=8))
+def test_a_remembered_epoch_changes_no_answer(
+    lengths: list[int], size: dict[str, Any], order: Any, accumulation: int, epoch: int, steps: list[int]
+) -> None:
+    """Asked in any order, before the remembered epoch and after it."""
+    settings: dict[str, Any] = {**size, "order": order, "accumulation": accumulation, "seed": 1}
+    counted, told = (BatchPlan(np.array(lengths), **settings) for _ in range(2))
+    told.remember(epoch, counted.total_steps(epoch))
+    for step in steps:
+        assert told.locate(step) == counted.locate(step)
+        again = BatchPlan(np.array(lengths), **settings)
+        place, index = told.locate(step)
+        again.remember(place, step - index)  # what a checkpoint of this step keeps
+        assert [again.locate(step + more) for more in range(3)] == [counted.locate(step + more) for more in range(3)]
+    assert [told.total_steps(epochs) for epochs in (9, 0.5, 3)] == [
+        counted.total_steps(epochs) for epochs in (9, 0.5, 3)
+    ]
+    assert [told.steps_in_epoch(place) for place in range(9)] == [counted.steps_in_epoch(place) for place in range(9)]
+
+
+@pytest.mark.parametrize("order", ["length", "random"])
+def test_only_the_remembered_epoch_is_planned_when_a_step_far_away_is_found(
+    order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def spy(*arguments: Any, epoch: int, **options: Any) -> list[np.ndarray]:
+        planned.append(epoch)
+        return plan_batches(*arguments, epoch=epoch, **options)
+
+    monkeypatch.setattr("headstart.data.batches.plan_batches", spy)
+    plan = BatchPlan(skewed_lengths(50), tokens_per_batch=300, order=order, seed=0)
+    plan.remember(epoch=100_000, first_step=1_000_000)
+    assert plan.locate(1_000_001) == (100_000, 1)
+    plan.steps_in_epoch(100_000)
+    plan.updates(100_000)
+    assert planned == [100_000]
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 8}, {"tokens_per_batch": 300}])
+@pytest.mark.parametrize(("epoch", "first_step"), [(-1, 0), (0, 3), (3, 2), (3, -4), (2, 10**6), (9, 1)])
+def test_an_epoch_cannot_begin_where_no_step_is_left_for_another(
+    size: dict[str, Any], epoch: int, first_step: int
+) -> None:
+    plan = BatchPlan(skewed_lengths(50), **size, order="random", seed=0)
+    plan.remember(4, plan.total_steps(4))
+    with pytest.raises(ValueError, match="cannot begin at step"):
+        plan.remember(epoch, first_step)
+    plan.remember(3, plan.total_steps(3))
+    plan.remember(0, 0)
+
+
 def test_plan_fails_at_once_when_its_arguments_are_wrong() -> None:
     with pytest.raises(DataError, match="no row"):
         BatchPlan(np.array([], dtype=np.int32), batch_size=4)

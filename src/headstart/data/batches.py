@@ -16,6 +16,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Literal, get_args
 
 import numpy as np
@@ -186,7 +187,9 @@ class BatchPlan:
     """Know the rows of every step of a training, and the place of any step.
 
     A step is named by the number of updates made before it, so `locate(state.step)` is the next one
-    to make. All answers are functions of the arguments; what is kept inside only saves time.
+    to make. All answers are functions of the arguments; what is kept inside only saves time. With a
+    token budget the steps before an epoch can only be counted by planning each epoch before it; a
+    checkpoint keeps that count, and `remember` takes it back.
 
     Args:
         lengths: number of tokens of each row, shape (N,), at least one row.
@@ -236,7 +239,8 @@ class BatchPlan:
         _check_settings(self.lengths, batch_size, tokens_per_batch, order, window)
         _check_at_least_one("train.accumulation", accumulation)
         self._kept: tuple[int, list[list[Rows]]] | None = None
-        self._first_steps = [0]  # steps before each epoch, as far as counted
+        self._num_steps: dict[int, int] = {}  # of each epoch, as far as counted
+        self._first_steps = [(0, 0)]  # (epoch, steps before it), as far as known, in order
 
     def updates(self, epoch: int) -> list[list[Rows]]:
         """Plan the updates of an epoch; the plan of the epoch asked for last is kept.
@@ -271,8 +275,38 @@ class BatchPlan:
         """
         if self._fixed_steps is not None:
             return self._fixed_steps
-        self._count_epochs(epoch + 1)
-        return self._first_steps[epoch + 1] - self._first_steps[epoch]
+        if epoch not in self._num_steps:
+            self._num_steps[epoch] = len(self.updates(epoch))
+        return self._num_steps[epoch]
+
+    def remember(self, epoch: int, first_step: int) -> None:
+        """Take back how many steps come before an epoch, so that `locate` counts from there.
+
+        This makes resuming a seek with a token budget too: without it, every epoch before the place
+        is planned to count its steps. It is not checked against such a count.
+
+        Args:
+            epoch: zero-based pass over the rows.
+            first_step: updates made before it, as `locate` gave it: step - index.
+
+        Raises:
+            ValueError: it cannot be, by what is known without planning an epoch.
+
+        Example:
+            >>> plan = BatchPlan(np.array([3, 4, 5, 6, 7]), tokens_per_batch=7, seed=0)
+            >>> plan.remember(epoch=300_000, first_step=1_000_000)
+            >>> plan.locate(1_000_002)
+            (300000, 2)
+        """
+        place = bisect_right(self._first_steps, epoch, key=itemgetter(0))
+        is_possible = epoch >= 0 and (self._fixed_steps is None or first_step == epoch * self._fixed_steps)
+        for known_epoch, known_step in self._first_steps[max(place - 1, 0) : place + 1]:
+            epochs, steps = epoch - known_epoch, first_step - known_step
+            is_possible &= steps / epochs >= 1 if epochs else steps == 0  # no epoch is without a step
+        if not is_possible:
+            raise ValueError(f"epoch {epoch} cannot begin at step {first_step}")
+        if self._first_steps[place - 1][0] != epoch:
+            self._first_steps.insert(place, (epoch, first_step))
 
     def locate(self, step: int) -> tuple[int, int]:
         """Find the place of a step.
@@ -290,10 +324,10 @@ class BatchPlan:
             raise ValueError(f"step is {step}; it counts the updates made and is at least 0")
         if self._fixed_steps is not None:
             return divmod(step, self._fixed_steps)
-        while self._first_steps[-1] < step:
-            self._count_epochs(len(self._first_steps))
-        epoch = bisect_right(self._first_steps, step) - 1
-        return epoch, step - self._first_steps[epoch]
+        epoch, first_step = self._first_steps[bisect_right(self._first_steps, step, key=itemgetter(1)) - 1]
+        while first_step < step and step >= first_step + self.steps_in_epoch(epoch):
+            epoch, first_step = self._pass_epoch(epoch, first_step)
+        return epoch, step - first_step
 
     def total_steps(self, epochs: float) -> int:
         """Count the steps of a training.
@@ -315,8 +349,9 @@ class BatchPlan:
         if self._fixed_steps is not None:
             steps = num_whole * self._fixed_steps
         else:
-            self._count_epochs(num_whole)
-            steps = self._first_steps[num_whole]
+            epoch, steps = self._first_steps[bisect_right(self._first_steps, num_whole, key=itemgetter(0)) - 1]
+            while epoch < num_whole:
+                epoch, steps = self._pass_epoch(epoch, steps)
         if part > 0:
             steps += math.ceil(part * self.steps_in_epoch(num_whole) - _ROUNDING_STEPS)
         return max(steps, int(epochs > 0))
@@ -329,9 +364,13 @@ class BatchPlan:
         num_batches = -(-len(self.lengths) // self.batch_size)
         return -(-num_batches // self.accumulation)
 
-    def _count_epochs(self, num_epochs: int) -> None:
-        for epoch in range(len(self._first_steps) - 1, num_epochs):
-            self._first_steps.append(self._first_steps[-1] + len(self.updates(epoch)))
+    def _pass_epoch(self, epoch: int, first_step: int) -> tuple[int, int]:
+        """Give the next epoch and its first step, and keep them."""
+        following = epoch + 1, first_step + self.steps_in_epoch(epoch)
+        place = bisect_right(self._first_steps, epoch, key=itemgetter(0))
+        if self._first_steps[place : place + 1] != [following]:
+            self._first_steps.insert(place, following)
+        return following
 
 
 def _check_settings(
