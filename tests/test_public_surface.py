@@ -18,7 +18,7 @@ RECIPE = {
     "model": "checkpoint revision dropout",
     "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm",
     "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device seed evaluate_every "
-    "save_every keep best patience on_non_finite threads time_limit",
+    "save_every keep best patience on_non_finite processes process_timeout threads time_limit",
     "evaluate": "scores batch_size baselines confidence",
     "output": "run log_to",
 }
@@ -32,7 +32,7 @@ RECORDS = {
 OPTIONS = {
     "demo": "--run --quiet --traceback",
     "train": "--test --validation --text --pair --label --limit --max-length --task --model --epochs --batch-size "
-    "--learning-rate --seed --recipe --set --run --resume --debug --yes --quiet --json --traceback",
+    "--learning-rate --seed --processes --recipe --set --run --resume --allow --debug --yes --quiet --json --traceback",
     "predict": "--file --text --pair --output --batch-size --traceback",
     "evaluate": "--text --pair --label --json --traceback",
     "runs": "--traceback",
@@ -40,7 +40,7 @@ OPTIONS = {
 }
 FILES = (
     "recipe.yaml task.json environment.json data.json log.jsonl log.discarded.jsonl scores.json predictions.parquet "
-    "README.md model checkpoints .lock"
+    "README.md model checkpoints non_finite .lock"
 )
 
 
@@ -66,6 +66,6 @@ def test_names_in_a_run_folder() -> None:
     found = [
         runlog.RECIPE_FILE, runlog.TASK_FILE, runlog.ENVIRONMENT_FILE, runlog.DATA_FILE, runlog.LOG_FILE,
         runlog.DISCARDED_LOG_FILE, runlog.SCORES_FILE, runlog.PREDICTIONS_FILE, runlog.CARD_FILE, runlog.MODEL_DIR,
-        runlog.CHECKPOINTS_DIR, runlog.LOCK_FILE,
+        runlog.CHECKPOINTS_DIR, runlog.NON_FINITE_DIR, runlog.LOCK_FILE,
     ]  # fmt: skip
     assert found == FILES.split()

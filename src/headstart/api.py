@@ -6,20 +6,28 @@ Layer 5; may import everything but the doors.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from rich.text import Text
+
+from headstart.display.layout import make_console
 from headstart.display.plan import PlanSummary, show_plan
 from headstart.display.progress import Progress
 from headstart.display.results import show_result
 from headstart.display.status import Status
-from headstart.preparation import Plan, prepare_plan
+from headstart.interruption import Interruption, Stopped
+from headstart.preparation import Plan, RunIsFinished, prepare_plan
 from headstart.recipe import Recipe
-from headstart.records import Record, Report
+from headstart.records import Record, Report, StopRecord
 from headstart.results import write_results
 from headstart.run import PredictedTable, Prediction, Run, load
 from headstart.run_list import RunEntry, list_runs
+from headstart.training.device import own_rank
 from headstart.training_run import run_plan
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "Preparation",
     "Run",
     "RunEntry",
+    "RunIsFinished",
     "finetune",
     "list_runs",
     "load",
@@ -65,9 +74,9 @@ class Preparation:
         """Words for the loop: "stop" (finish the step, save, end), "save", "evaluate"."""
         return self._plan.requests
 
-    def train(self) -> Iterator[Record]:
+    def train(self) -> Generator[Record, None, None]:
         """Train, yielding a record of every event; leaving the iteration stops without saving."""
-        return run_plan(self._plan)
+        yield from run_plan(self._plan)
 
     def finish(self, progress: Report | None = None) -> Run:
         """Save and score the model and write what a run folder holds at the end.
@@ -86,6 +95,7 @@ def prepare(
     settings: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
     resume: bool = False,
+    allow: Sequence[str] = (),
     debug: bool = False,
     progress: Report | None = None,
 ) -> Preparation:
@@ -97,11 +107,13 @@ def prepare(
         settings: texts such as "train.epochs=5".
         values: "section.key" to value; None values are left out.
         resume: go on with the run in `output.run`.
+        allow: what may have changed since that run was started: "data", "tokenizer", "model", "recipe", "versions".
         debug: a handful of rows and steps.
         progress: gets what is done now, and how many of the rows are done.
 
     Raises:
         HeadstartError: of the kind that fits; nothing was written.
+        RunIsFinished: the run to resume has nothing left to do.
     """
     plan = prepare_plan(
         source,
@@ -109,6 +121,7 @@ def prepare(
         settings=settings,
         values=values,
         resume=resume,
+        allow=allow,
         debug=debug,
         progress=progress,
     )
@@ -134,11 +147,16 @@ def finetune(
     max_length: int | None = None,
     seed: int | None = None,
     limit: int | str | None = None,
+    processes: int | None = None,
     debug: bool = False,
     resume: bool = False,
+    allow: Sequence[str] = (),
     progress: bool = True,
 ) -> Run:
     """Fine-tune a model on labelled texts, score it, and give the finished run.
+
+    Ctrl-C finishes the step, saves and raises KeyboardInterrupt, which says how to go on; a second one leaves at once.
+    SIGTERM does the same and then ends the program, or calls your own handler of it. Handlers are given back.
 
     Args:
         source: file, folder, `hub:NAME`, pandas frame, list of dicts, dict of columns or of splits, `datasets.Dataset`.
@@ -158,8 +176,10 @@ def finetune(
         max_length: tokens of a row at most.
         seed: decides new parameters, order and dropout.
         limit: training rows, a number or "10%".
+        processes: of this machine that train together; the source must be a file, folder or hub name.
         debug: a handful of rows and steps.
-        resume: go on with the run in `run`.
+        resume: go on with the run in `run`; one that is finished is given back as it is.
+        allow: what may have changed since that run was started: "data", "tokenizer", "model", "recipe", "versions".
         progress: show plan, progress and result.
 
     Returns:
@@ -167,6 +187,7 @@ def finetune(
 
     Raises:
         HeadstartError: of the kind that fits, with what was found, expected, and to do.
+        KeyboardInterrupt: stopped by Ctrl-C.
     """
     splits = {name: table for name, table in (("validation", validation), ("test", test)) if table is not None}
     in_memory = {name: table for name, table in splits.items() if not isinstance(table, str | os.PathLike)}
@@ -187,31 +208,55 @@ def finetune(
         "data.max_length": max_length,
         "train.seed": seed,
         "data.limit": limit,
+        "train.processes": processes,
     }
     given: dict[str, Any] = {
         "recipe_file": recipe,
         "settings": settings,
         "values": values,
         "resume": resume,
+        "allow": allow,
         "debug": debug,
     }
-    if not progress:
-        preparation = prepare(source, **given)
-        for _ in preparation.train():
-            pass
-        return preparation.finish()
-    with Status() as status:
-        preparation = prepare(source, **given, progress=status.say)
-    show_plan(preparation.summary)
-    with Progress(total_steps=preparation.summary.total_steps) as bars:
-        for record in preparation.train():
-            bars.update(record)
-    with Status() as status:
-        finished = preparation.finish(status.say)
+    console = make_console(None)
+    console.quiet = not progress or own_rank() > 0
+    try:
+        with Status(console) as status:
+            preparation = prepare(source, **given, progress=status.say)
+    except RunIsFinished as done:
+        console.print(Text(f" {done}"), soft_wrap=True)
+        return Run(done.run_dir)
+    show_plan(preparation.summary, console)
+    try:
+        with Interruption(preparation.requests, console, ends_process=False) as interruption:
+            # Closed at once also where Ctrl-C leaves it in the middle, or its lock would live as long as a traceback.
+            with Progress(preparation.summary.total_steps, console) as bars, closing(preparation.train()) as records:
+                for record in records:
+                    bars.update(record)
+            interruption.saved(asked_elsewhere=isinstance(record, StopRecord) and record.reason == "requested")
+            with Status(console) as status:
+                finished = preparation.finish(status.say)
+    except Stopped as stopped:
+        _leave(preparation, stopped.number)
     show_result(
         finished.scores,
         run_dir=finished.run_dir,
         confidence=finished.recipe.evaluate.confidence,
         is_pair=finished.task.pair is not None,
+        console=console,
     )
     return finished
+
+
+def _leave(preparation: Preparation, number: int) -> NoReturn:
+    """Say how to go on, and end as the signal would have ended the caller."""
+    same_rows = " with the same rows" if preparation.recipe.data.train is None else ""
+    source = "..., " if same_rows else ""
+    message = (
+        f"Stopped after saving. Go on{same_rows}:\n"
+        f"  headstart.finetune({source}run={str(preparation.run_dir)!r}, resume=True)"
+    )
+    if number != signal.SIGINT:
+        print(message, file=sys.stderr, flush=True)
+        signal.raise_signal(number)
+    raise KeyboardInterrupt(message) from None

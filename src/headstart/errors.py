@@ -11,7 +11,8 @@ Holds the exception tree, the three-part message and nearest-name suggestions. I
     ├── ModelError       (OSError)       a model folder or tokenizer cannot be loaded
     ├── CheckpointError  (RuntimeError)  a checkpoint or run folder is broken, busy or of another run
     └── TrainingError    (RuntimeError)  training cannot go on
-        └── NonFiniteError               a loss or gradient is NaN or infinite
+        ├── NonFiniteError               a loss or gradient is NaN or infinite
+        └── ProcessLostError             one of several processes has ended or does not answer
 
     HeadstartWarning     (UserWarning)   rows are cut or left out, in `run.predict` and `run.evaluate`
 """
@@ -30,6 +31,7 @@ __all__ = [
     "LabelError",
     "ModelError",
     "NonFiniteError",
+    "ProcessLostError",
     "RecipeError",
     "SourceError",
     "TrainingError",
@@ -109,6 +111,21 @@ class TrainingError(HeadstartError, RuntimeError):
 
 class NonFiniteError(TrainingError):
     """Raised when a loss or gradient is NaN or infinite; the update was not made."""
+
+
+class ProcessLostError(TrainingError):
+    """Raised when one of several processes that train together has ended or does not answer.
+
+    Args:
+        found: which one.
+        expected: what was expected instead.
+        fix: what the user can do.
+        ranks: numbers of the processes that are lost, from 0.
+    """
+
+    def __init__(self, found: str, expected: str = "", fix: str = "", *, ranks: Sequence[int] = ()) -> None:
+        super().__init__(found, expected, fix)
+        self.ranks = list(ranks)
 
 
 class HeadstartWarning(UserWarning):

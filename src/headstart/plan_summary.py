@@ -94,9 +94,9 @@ def summarise_plan(
         padding_fraction=padding,
         estimated_seconds=estimate_seconds(
             parameters - embeddings,
-            trained_tokens,
-            _evaluated_tokens(recipe, data, float(epochs)),
-            int(_attention_weights(loaded, lengths, batches) * epochs),
+            trained_tokens // derived["processes"],
+            _evaluated_tokens(recipe, data, float(epochs)) // derived["processes"],
+            int(_attention_weights(loaded, lengths, batches) * epochs) // derived["processes"],
             device,
             cache_dir("machine"),
         ),
@@ -108,6 +108,7 @@ def summarise_plan(
         ],
         run_dir=str(run_dir),
         notes=notes,
+        processes=derived["processes"],
     )
 
 

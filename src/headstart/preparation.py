@@ -25,13 +25,47 @@ from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits
 from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
 from headstart.records import Report
-from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, RECIPE_FILE, TASK_FILE
-from headstart.training.device import Device, check_trackers, choose_device
+from headstart.run_identity import FREE_SETTINGS, check_allowed
+from headstart.runlog import (
+    CARD_FILE,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    RECIPE_FILE,
+    TASK_FILE,
+    StopRecord,
+    read_log,
+)
+from headstart.training.device import (
+    Device,
+    check_trackers,
+    choose_device,
+    count_processes,
+    is_joined,
+    is_sharded,
+    join_processes,
+    own_rank,
+)
+from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
-__all__ = ["Plan", "prepare_plan"]
+__all__ = ["Plan", "RunIsFinished", "prepare_plan", "process_timeout_seconds"]
 
 DEBUG_STEPS = 4
+DEFAULT_PROCESS_TIMEOUT = "10 minutes"
+
+
+class RunIsFinished(Exception):
+    """Raised where a run that is to be resumed has nothing left to do.
+
+    Args:
+        run_dir: its folder.
+        seconds: of its training.
+    """
+
+    def __init__(self, run_dir: Path, seconds: float) -> None:
+        super().__init__(f"{run_dir} is finished: nothing is left to do.")
+        self.run_dir = run_dir
+        self.seconds = seconds
 
 
 @dataclass
@@ -51,6 +85,11 @@ class Plan:
         run_dir: where the run goes; not there yet unless it is resumed.
         resume: go on with the run in `run_dir`.
         debug: a handful of rows.
+        num_processes: how many train together.
+        processes: the others; this one alone until they are joined.
+        allow: what may have changed since the run was started.
+        identities: what this run is now, and what it was before changes that were allowed.
+        changes: what follows otherwise from the recipe here than where it was written.
         requests: words to the loop: "stop", "save", "evaluate".
         state: where training stands.
     """
@@ -68,6 +107,11 @@ class Plan:
     run_dir: Path
     resume: bool
     debug: bool
+    num_processes: int = 1
+    processes: Processes = field(default_factory=Processes)
+    allow: tuple[str, ...] = ()
+    identities: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
     requests: set[str] = field(default_factory=set)
     state: TrainState = field(default_factory=TrainState)
 
@@ -79,6 +123,7 @@ def prepare_plan(
     settings: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
     resume: bool = False,
+    allow: Sequence[str] = (),
     debug: bool = False,
     progress: Report | None = None,
 ) -> Plan:
@@ -90,11 +135,13 @@ def prepare_plan(
         settings: "section.key=value" texts.
         values: "section.key" to value.
         resume: go on with the run named by `output.run`.
+        allow: what may have changed since that run was started: "data", "tokenizer", "model", "recipe", "versions".
         debug: a handful of rows, a few steps.
         progress: gets what is done now, and how many of the rows are done.
 
     Raises:
         HeadstartError: of the kind that fits, before any work is lost.
+        RunIsFinished: the run to resume is finished.
     """
     values = {key: value for key, value in (values or {}).items() if value is not None}
     for key in ("data.train", "data.validation", "data.test"):
@@ -104,8 +151,10 @@ def prepare_plan(
         source = absolute_source(str(source))
         values["data.train"] = source
     if resume:
-        recipe, derived_before = _resumed_recipe(recipe_file, settings, values)
+        recipe, derived_before = _resumed_recipe(recipe_file, settings, values, allow)
         debug = bool(derived_before.get("debug", False))
+        if not allow:
+            _check_unfinished(Path(str(values["output.run"])))
     else:
         recipe = build_recipe(recipe_file, settings, values)
         derived_before = read_recipe_file(recipe_file)[1] if recipe_file is not None else {}
@@ -119,7 +168,23 @@ def prepare_plan(
             "a file, a folder or hub:NAME.",
             "Run: headstart train reviews.csv (or set data.train in the recipe).",
         )
-    device = choose_device(recipe.train.device, recipe.train.precision, recipe.train.threads)
+    num_processes = count_processes(recipe.train.processes)
+    device = choose_device(recipe.train.device, recipe.train.precision, recipe.train.threads, processes=num_processes)
+    processes = Processes()
+    if is_sharded(num_processes) and recipe.train.on_non_finite == "rollback":
+        raise RecipeError(
+            "train.on_non_finite is rollback, but each process holds a part of the model only (FSDP).",
+            "stop or skip.",
+            "Set train.on_non_finite=stop.",
+        )
+    if num_processes > 1:
+        processes = _join(recipe, device, source)
+    elif recipe.train.process_timeout is not None and not resume:
+        raise RecipeError(
+            "train.process_timeout has no effect: one process trains, which waits for no other.",
+            "several processes.",
+            "Remove train.process_timeout, or set --processes.",
+        )
     check_trackers(recipe.output.log_to)
     data = read_data(source, recipe, debug=debug)
     checkpoint = resolve_checkpoint(recipe.model.checkpoint)
@@ -140,7 +205,31 @@ def prepare_plan(
     data = tokenise_splits(data, loaded, recipe.data.max_length or limit, progress, strict=recipe.data.strict)
     recipe, scores = _filled_recipe(recipe, data, source)
     run_dir = _run_dir(recipe, data, resume)
-    return _plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit)
+    plan = _plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit, num_processes)
+    plan.processes, plan.allow = processes, tuple(allow)
+    processes.announce("prepared")
+    return plan
+
+
+def _join(recipe: Recipe, device: Device, source: Any) -> Processes:
+    """Join the processes that were started together; those that process 0 starts itself come when training begins."""
+    if not isinstance(source, str):
+        raise RecipeError(
+            "The rows are in memory, where other processes cannot read them.",
+            "a source that every process can open, with several processes.",
+            "Write them to a file (CSV, JSONL, Parquet), or leave train.processes out.",
+        )
+    if not is_joined():
+        return Processes()
+    processes = join_processes(device, timeout_seconds=process_timeout_seconds(recipe))
+    # Process 0 reads, checks and tokenises first; the others then find the tokens in the cache.
+    processes.wait_for("prepared")
+    return processes
+
+
+def process_timeout_seconds(recipe: Recipe) -> float:
+    """Give the time after which a process that does not answer counts as lost."""
+    return parse_duration(recipe.train.process_timeout or DEFAULT_PROCESS_TIMEOUT).number * 60
 
 
 def absolute_source(spec: str) -> str:
@@ -156,9 +245,10 @@ def absolute_source(spec: str) -> str:
 
 
 def _resumed_recipe(
-    recipe_file: Path | None, settings: Sequence[str], values: Mapping[str, Any]
+    recipe_file: Path | None, settings: Sequence[str], values: Mapping[str, Any], allow: Sequence[str]
 ) -> tuple[Recipe, dict[str, Any]]:
-    """Take the recipe of the run; whatever else is given must agree with it."""
+    """Take the recipe of the run; whatever else is given must agree with it, unless the recipe may change."""
+    check_allowed(allow)
     run = values.get("output.run")
     if run is None:
         raise RecipeError(
@@ -175,7 +265,7 @@ def _resumed_recipe(
     recipe = build_recipe(path).replace({"output.run": str(run)})
     derived = read_recipe_file(path)[1]
     given = {key: value for key, value in values.items() if key != "output.run"}
-    changed: list[str] = []
+    changed: dict[str, tuple[Any, Any]] = {}
     if given or settings or recipe_file is not None:
         own = recipe.model_dump()
         for key, new in _stated(build_recipe(recipe_file, settings, given), recipe_file, settings, given).items():
@@ -184,14 +274,28 @@ def _resumed_recipe(
             if name == "columns":
                 old = {role: old.get(role) for role in new}
             if old != new:
-                changed.append(f"{key}: {old!r} in the run, {new!r} given now")
-    if changed:
+                changed[key] = (old, new)
+    refused = changed.keys() - FREE_SETTINGS if "recipe" not in allow else set()
+    if refused:
+        lines = [f"{key}: {changed[key][0]!r} in the run, {changed[key][1]!r} given now" for key in sorted(refused)]
         raise RecipeError(
-            f"{run} was started with other settings:\n- " + "\n- ".join(changed),
+            f"{run} was started with other settings:\n- " + "\n- ".join(lines),
             "the settings of the run, which --resume takes from its recipe.yaml.",
-            f"Leave these options out: headstart train --resume --run {run} (or start a new run).",
+            f"Leave these options out (headstart train --resume --run {run}), start a new run, or change them on the "
+            "way with --allow recipe.",
         )
-    return recipe, derived
+    return recipe.replace({key: new for key, (_, new) in changed.items()}), derived
+
+
+def _check_unfinished(run_dir: Path) -> None:
+    """Raise where training has ended and everything is scored; the model card is what is written last."""
+    if not (run_dir / CARD_FILE).exists():
+        return
+    last = None
+    for record in read_log(run_dir):
+        last = record
+    if isinstance(last, StopRecord) and last.reason in ("done", "early_stopping", "time_limit"):
+        raise RunIsFinished(run_dir, last.seconds)
 
 
 def _stated(
@@ -252,7 +356,8 @@ def _run_dir(recipe: Recipe, data: ReadData, resume: bool) -> Path:
         run_dir = Path("runs") / f"{name}-{number}"
     else:
         run_dir = Path(recipe.output.run).expanduser()
-        if not resume and run_dir.exists() and not _is_free(run_dir):
+        # A process that is not number 0 writes nothing; number 0 may have made the folder already.
+        if not resume and own_rank() == 0 and run_dir.exists() and not _is_free(run_dir):
             raise CheckpointError(
                 f"{run_dir} exists and is not empty.",
                 "a new folder for a new run.",
@@ -289,6 +394,7 @@ def _plan(
     debug: bool,
     derived_before: Mapping[str, Any],
     limit: int,
+    num_processes: int,
 ) -> Plan:
     tokens = data.splits["train"].encoded()
     lengths = np.asarray(tokens.lengths)
@@ -315,15 +421,17 @@ def _plan(
         "device": str(device.torch_device),
         "precision": device.precision,
         "threads": device.threads,
+        "processes": num_processes,
         "attention": loaded.model.config._attn_implementation,
         "randomness": "seed, step, micro-batch" if unkeyed else "seed, step, row, module, element",
         "debug": debug,
     }
-    notes = [
+    changes = [
         f"{key} was {derived_before[key]} when the recipe was written, and is {value} here"
         for key, value in derived.items()
         if key in derived_before and derived_before[key] != value
     ]
+    notes = list(changes)
     if unkeyed:
         others = f" and {len(unkeyed) - 3} more" if len(unkeyed) > 3 else ""
         notes.append(
@@ -333,7 +441,7 @@ def _plan(
     summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes])
     return Plan(
         recipe, derived, data, loaded, batches, device, total_steps, derived["warmup_steps"], scores, summary, run_dir,
-        resume, debug,
+        resume, debug, num_processes, changes=changes,
     )  # fmt: skip
 
 

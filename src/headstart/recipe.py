@@ -224,7 +224,9 @@ class TrainSection(_Section):
     keep: Annotated[int, Field(ge=1)] = 1
     best: str | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
-    on_non_finite: Literal["stop", "skip"] = "stop"
+    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    processes: Annotated[int, Field(ge=1)] | None = None
+    process_timeout: str | int | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     time_limit: str | int | None = None
 
@@ -235,7 +237,7 @@ class TrainSection(_Section):
             raise ValueError("0 is no interval; null switches it off")
         return value
 
-    @field_validator("time_limit")
+    @field_validator("time_limit", "process_timeout")
     @classmethod
     def _time_limit(cls, value: str | int | None) -> str | int | None:
         if value is not None and parse_duration(value).unit != "minutes":

@@ -30,7 +30,7 @@ __all__ = [
     "to_json",
 ]
 
-StopReason: TypeAlias = Literal["done", "requested", "early_stopping", "time_limit", "non_finite"]
+StopReason: TypeAlias = Literal["done", "requested", "early_stopping", "time_limit", "non_finite", "process_lost"]
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from headstart.baselines import majority_baseline, tfidf_logistic
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, HeadstartError
 from headstart.model_card import write_model_card
 from headstart.models.load import load_saved_classifier, save_classifier
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan
 from headstart.reading import Split
 from headstart.records import Report
-from headstart.run_files import write_json, write_text
+from headstart.run_files import read_json, sync_files, write_json, write_text
+from headstart.run_identity import compare_identity
 from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
 from headstart.scoring import prediction_table, score_with_intervals
 from headstart.training.checkpoint import load_checkpoint
+from headstart.training.device import is_joined
 
 __all__ = ["write_results"]
 
@@ -39,6 +42,8 @@ Scores = dict[str, dict[str, float | None]]
 def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
     """Save the model, score it, and write everything that a run folder holds at the end.
 
+    Of several processes, number 0 does this, with the machine to itself; the others wait for it.
+
     Args:
         plan: of a training that ended.
         progress: gets what is done now, and how many of the rows are done.
@@ -46,7 +51,27 @@ def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
     Returns:
         What `scores.json` holds.
     """
+    if plan.processes.rank:
+        plan.processes.wait_for("finished")
+        return read_json(plan.run_dir / SCORES_FILE)
     say: Report = progress or (lambda text, done, total: None)
+    try:
+        scores = _write_results(plan, say)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, HeadstartError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(
+            f"{plan.run_dir}: the results could not be written: {reason}.",
+            "room for the model and its predictions, in a folder that you may write to.",
+            f"Mend that, then go on: headstart train --resume --run {plan.run_dir} (no step is made again).",
+        ) from error
+    if is_joined():
+        plan.processes.announce("finished", until_seen=True)
+    return scores
+
+
+def _write_results(plan: Plan, say: Report) -> dict[str, Any]:
     with RunLock(plan.run_dir):
         say("saving the model", 0, 0)
         _save_model(plan)
@@ -61,8 +86,10 @@ def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
         _write_predictions(plan, scored, predictions)
         write_json(plan.run_dir / SCORES_FILE, scores)
         card = write_model_card(plan.recipe, plan.derived, plan.summary, scores)
+        # The card says that the run is finished: what it speaks of is on the disk before.
+        sync_files(plan.run_dir / PREDICTIONS_FILE, *(plan.run_dir / MODEL_DIR).iterdir())
         write_text(plan.run_dir / CARD_FILE, card)
-        return scores
+    return scores
 
 
 def _save_model(plan: Plan) -> None:
@@ -76,7 +103,10 @@ def _save_model(plan: Plan) -> None:
                 "the checkpoint of the best evaluation.",
                 "Restore it, or train again with train.best=last.",
             )
-        model.load_state_dict(load_checkpoint(folder).model, strict=False)
+        best = load_checkpoint(folder)
+        if best.state["identity"] not in plan.identities:
+            compare_identity(best.state["identity"], plan.identities[0], allowed=(), run=str(folder))
+        model.load_state_dict(best.model, strict=False)
     temporary = Path(tempfile.mkdtemp(prefix=".model-", dir=plan.run_dir))
     try:
         os.chmod(temporary, 0o755)  # mkdtemp makes folders private

@@ -13,7 +13,7 @@ from typing import Any
 
 from headstart.errors import CheckpointError
 
-__all__ = ["read_json", "write_json", "write_text"]
+__all__ = ["read_json", "sync_files", "write_json", "write_text"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,3 +47,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_files(*paths: Path) -> None:
+    """Put files that somebody else has written on the disk."""
+    for path in paths:
+        file_descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file_descriptor)
+        finally:
+            os.close(file_descriptor)

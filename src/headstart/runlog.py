@@ -41,6 +41,7 @@ __all__ = [
     "LOCK_FILE",
     "LOG_FILE",
     "MODEL_DIR",
+    "NON_FINITE_DIR",
     "PREDICTIONS_FILE",
     "RECIPE_FILE",
     "SCORES_FILE",
@@ -72,6 +73,7 @@ PREDICTIONS_FILE = "predictions.parquet"
 CARD_FILE = "README.md"
 MODEL_DIR = "model"
 CHECKPOINTS_DIR = "checkpoints"
+NON_FINITE_DIR = "non_finite"
 LOCK_FILE = ".lock"
 
 _TAIL_BLOCK_BYTES = 65536
@@ -235,7 +237,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise CheckpointError(
                 f"{self.path} could not be written: {error.strerror}.",

@@ -8,45 +8,35 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from headstart.errors import CheckpointError, NonFiniteError
+from headstart.errors import NonFiniteError, ProcessLostError, TrainingError
 from headstart.metrics import higher_is_better
 from headstart.prediction import predict_tokens
-from headstart.preparation import Plan
+from headstart.preparation import Plan, process_timeout_seconds
 from headstart.recipe import Duration, parse_duration
-from headstart.run_files import read_json, write_json, write_text
+from headstart.run_identity import identify
+from headstart.run_writer import RunWriter, describe_update, shard_training, share_state, whole_state
 from headstart.runlog import (
-    DATA_FILE,
-    ENVIRONMENT_FILE,
+    NON_FINITE_DIR,
     RECIPE_FILE,
-    TASK_FILE,
     CheckpointRecord,
     EvaluationRecord,
     Record,
-    RunLock,
-    RunLog,
     StepRecord,
     StopRecord,
     WarningRecord,
-    new_run_dir,
 )
 from headstart.training.allocator import keep_freed_memory
-from headstart.training.checkpoint import (
-    LoadedCheckpoint,
-    newest_checkpoint,
-    optimizer_from_tensors,
-    optimizer_to_tensors,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from headstart.training.device import Trackers, describe_environment
+from headstart.training.device import Trackers, is_joined, join_processes, open_store, own_rank
+from headstart.training.launch import Workers, environment_of, in_environment, start_workers
 from headstart.training.loop import train
 from headstart.training.optim import build_optimizer, learning_rate_factor
-from headstart.training.state import Batch, LoopParts, LoopSettings, TrainState
+from headstart.training.state import Batch, LoopParts, LoopSettings, TrainState, UpdateGradients
 
 __all__ = ["run_plan"]
 
@@ -62,146 +52,118 @@ def run_plan(plan: Plan) -> Iterator[Record]:
         NonFiniteError: a loss or gradient was not finite and the recipe says to stop.
         TrainingError: one row alone does not fit into memory.
     """
-    if not plan.resume:
-        _make_run_dir(plan)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(RunLock(plan.run_dir))
         stack.enter_context(keep_freed_memory())
-        if plan.resume:
-            _check_same_data(plan)
-        else:
-            _write_run_files(plan)
         model = plan.loaded.model.to(plan.device.torch_device)  # type: ignore[arg-type]
         optimizer = build_optimizer(model, plan.recipe.optim)
-        log = RunLog(plan.run_dir)
-        stack.callback(log.close)
-        plan.state, warnings = _restore(plan, model, optimizer, log)
-        trackers = Trackers(plan.recipe.output.log_to, plan.run_dir, plan.recipe.model_dump())
+        writer = RunWriter(plan, model, optimizer) if own_rank() == 0 else None
+        warnings: list[WarningRecord] = []
+        if writer is not None:
+            warnings = writer.open()
+            stack.callback(writer.close)
+        workers = _join_processes(plan, stack)
+        plan.state = share_state(plan.processes, plan.state, model, optimizer)
+        plan.batches.remember(**plan.processes.share(_place(plan) if writer is not None else None))
+        whole_class = type(model)
+        if plan.processes.shards:
+            optimizer = shard_training(plan, model, optimizer)
+        trackers = Trackers(
+            plan.recipe.output.log_to if writer is not None else [], plan.run_dir, plan.recipe.model_dump()
+        )
         stack.callback(trackers.close)
         for warning in warnings:
-            log.append(warning)
+            if writer is not None:
+                writer.log(warning)
             yield warning
-        parts = _loop_parts(plan, model, optimizer, log)
         records = train(
             model,
             optimizer,
             plan.batches,
-            parts,
+            _loop_parts(plan, model, optimizer, writer),
             _settings(plan),
             device=plan.device,
             state=plan.state,
             requests=plan.requests,
         )
-        for record in records:
-            # A checkpoint's record is logged by _save, before the log's length goes into the checkpoint.
-            if not isinstance(record, CheckpointRecord):
-                log.append(record)
-            _track(trackers, record)
-            if isinstance(record, StopRecord):
-                log.sync()
-            yield record
-            if isinstance(record, StopRecord) and record.reason == "non_finite":
-                raise NonFiniteError(
-                    f"Step {record.step}: {record.message}.",
-                    "finite losses and gradients.",
-                    f'The rows of this update stand in {plan.run_dir / "log.jsonl"} (record "warning"). Try a smaller '
-                    "optim.learning_rate, train.precision=fp32, or train.on_non_finite=skip.",
-                )
+        try:
+            for record in records:
+                if writer is not None:
+                    writer.log(record)
+                _track(trackers, record)
+                yield record
+                if isinstance(record, StopRecord) and record.reason == "non_finite":
+                    raise _non_finite_error(plan, record)
+            if plan.processes.shards:
+                whole = whole_class(plan.loaded.model.config)
+                whole.load_state_dict(whole_state(model, optimizer)[0])
+                plan.loaded = replace(plan.loaded, model=whole)
+        except ProcessLostError as error:
+            stack.callback(workers.end, at_once=True)
+            raise _explain_lost_process(plan, error, workers) from error
 
 
-def _make_run_dir(plan: Plan) -> None:
-    if plan.recipe.output.run is None:
-        name, _, _ = plan.run_dir.name.rpartition("-")
-        plan.run_dir = new_run_dir(plan.run_dir.parent, name)
-    else:
-        plan.run_dir.mkdir(parents=True, exist_ok=True)
-    plan.recipe = plan.recipe.replace({"output.run": str(plan.run_dir)})
-    plan.summary.run_dir = str(plan.run_dir)
+def _place(plan: Plan) -> dict[str, int]:
+    """Give the epoch of the next step and the step at which it began."""
+    epoch, index = plan.batches.locate(plan.state.step)
+    return {"epoch": epoch, "first_step": plan.state.step - index}
 
 
-def _write_run_files(plan: Plan) -> None:
-    """Write what is known before the first step. The recipe comes last: where it stands, the others do too."""
-    data = plan.data
-    task = {**data.task.to_dict(), "max_length": plan.recipe.data.max_length}
-    write_json(plan.run_dir / TASK_FILE, task)
-    write_json(plan.run_dir / ENVIRONMENT_FILE, describe_environment(plan.device))
-    write_json(
-        plan.run_dir / DATA_FILE,
-        {
-            "source": data.source.name,
-            "fingerprints": data.fingerprints,
-            "splits": {
-                name: {
-                    "rows": len(split.rows),
-                    "origin": split.origin,
-                    "tokens": int(split.encoded().lengths.sum()),
-                    "truncated_rows": int(split.encoded().num_truncated),
-                    "lost_tokens": int(split.encoded().num_lost_tokens),
-                }
-                for name, split in data.splits.items()
-            },
-            "columns": {role: {"column": name, "reason": reason} for role, name, reason in plan.summary.columns},
-            "task_reason": data.task_reason,
-            "labels": dict(plan.summary.labels),
-            "findings": [asdict(finding) for finding in data.findings],
-            "notes": plan.summary.notes,
-            "new_parameters": plan.loaded.new_parameters,
-        },
+def _join_processes(plan: Plan, stack: contextlib.ExitStack) -> Workers:
+    """Start the other processes where this one is to start them, and make sure that all train the same."""
+    workers = Workers({})
+    if plan.num_processes > 1 and not is_joined():
+        store, port = open_store()
+        stack.callback(lambda: store)  # lives as long as the run
+        stack.enter_context(in_environment(environment_of(0, plan.num_processes, port)))
+        workers = start_workers(plan.run_dir / RECIPE_FILE, plan.num_processes, port, debug=plan.debug)
+        try:
+            plan.processes = join_processes(
+                plan.device, timeout_seconds=process_timeout_seconds(plan.recipe), for_one_run=True
+            )
+        except BaseException:
+            workers.end(at_once=True)
+            raise
+        stack.callback(workers.end, at_once=False)
+        plan.processes.announce("prepared")
+    stack.callback(plan.processes.close)
+    plan.run_dir = Path(plan.processes.share(str(plan.run_dir)))
+    same = identify(plan.recipe, plan.data.fingerprints, plan.loaded) | {"derived": plan.derived}
+    for rank, other in enumerate(plan.processes.gather(same)):
+        for part, values in other.items():
+            for name, value in values.items():
+                if value != same[part].get(name):
+                    raise TrainingError(
+                        f"Process {plan.processes.rank} and process {rank} do not train the same: {part}, {name} is "
+                        f"{same[part].get(name)} and {value}.",
+                        "the same data, recipe, libraries and kind of machine for all.",
+                        "Start all of them with the same command on machines that are alike.",
+                    )
+    plan.processes.reserve([value for value in plan.loaded.model.parameters() if value.requires_grad])
+    return workers
+
+
+def _explain_lost_process(plan: Plan, error: ProcessLostError, workers: Workers) -> ProcessLostError:
+    return ProcessLostError(
+        f"{error.found} {workers.describe_ended(error.ranks)}".strip(),
+        error.expected,
+        f"Go on from the last checkpoint: headstart train --resume --run {plan.run_dir} (also with another number of "
+        "--processes).",
+        ranks=error.ranks,
     )
-    write_text(plan.run_dir / RECIPE_FILE, plan.recipe.to_yaml(plan.derived))
 
 
-def _check_same_data(plan: Plan) -> None:
-    before = read_json(plan.run_dir / DATA_FILE)["fingerprints"]
-    changed = sorted(
-        name for name in {*before, *plan.data.fingerprints} if before.get(name) != plan.data.fingerprints.get(name)
+def _non_finite_error(plan: Plan, record: StopRecord) -> NonFiniteError:
+    return NonFiniteError(
+        f"Step {record.step}: {record.message}.",
+        "finite losses and gradients.",
+        f"Its rows and micro-batches stand in {plan.run_dir / NON_FINITE_DIR}. Look at these rows; try a smaller "
+        "optim.learning_rate, train.precision=fp32, or train.on_non_finite=rollback, which passes over this update.",
     )
-    if changed:
-        raise CheckpointError(
-            f"{plan.run_dir}: the rows are not those the run was started with (changed: {', '.join(changed)}).",
-            "the same content of every split.",
-            "Restore the data, or start a new run.",
-        )
 
 
-def _restore(
-    plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optimizer, log: RunLog
-) -> tuple[TrainState, list[WarningRecord]]:
-    """Put model, optimizer, state and log where the newest whole checkpoint left them."""
-    if not plan.resume:
-        return TrainState(), []
-    checkpoint, messages = newest_checkpoint(plan.run_dir)
-    state = TrainState()
-    if checkpoint is not None:
-        _load_weights(model, checkpoint)
-        optimizer_from_tensors(optimizer, _parameter_names(model, optimizer), checkpoint.optimizer)
-        state = TrainState.from_dict(checkpoint.state["train"])
-    log.truncate(int(checkpoint.state["log_length"]) if checkpoint is not None else 0)
-    return state, [WarningRecord(state.step, "checkpoint", message, []) for message in messages]
-
-
-def _load_weights(model: torch.nn.Module, checkpoint: LoadedCheckpoint) -> None:
-    result = model.load_state_dict(checkpoint.model, strict=False)
-    # Tied weights are stored once; a name that is missing must share its storage with one that is there.
-    own = model.state_dict()
-    present = {own[name].data_ptr() for name in checkpoint.model if name in own}
-    lost = [name for name in result.missing_keys if own[name].data_ptr() not in present]
-    if lost or result.unexpected_keys:
-        name = (lost or result.unexpected_keys)[0]
-        raise CheckpointError(
-            f"{checkpoint.path}: it does not fit this model (for example {name}).",
-            "a checkpoint of the same model.",
-            "Resume with the model that the run was started with.",
-        )
-
-
-def _parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Name the optimizer's parameters, in the order in which it holds them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _loop_parts(plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optimizer, log: RunLog) -> LoopParts:
+def _loop_parts(
+    plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optimizer, writer: RunWriter | None
+) -> LoopParts:
     task, device = plan.data.task, plan.device
     split = plan.data.splits["train"]
     pad_token_id = int(plan.loaded.tokenizer.pad_token_id)
@@ -214,12 +176,30 @@ def _loop_parts(plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optim
         outputs = task.run(model, batch, "train")
         return task.loss(outputs, batch) / num_targets, task.count(batch)
 
+    def save(state: TrainState, record: CheckpointRecord) -> list[str]:
+        if writer is None and not plan.processes.shards:
+            return []
+        tensors = whole_state(model, optimizer)
+        return writer.save(state, record, *tensors) if writer is not None else []
+
+    def restore() -> TrainState:
+        state = writer.restore() if writer is not None else TrainState()
+        return share_state(plan.processes, state, model, optimizer)
+
+    def examine(step: int, rows: np.ndarray, gradients: UpdateGradients) -> str:
+        details = describe_update(plan, model, step, rows, gradients)
+        return writer.keep_update(step, make_batch(rows), details) if writer is not None else ""
+
     return LoopParts(
         make_batch=make_batch,
         count=task.count,
         micro_batch=micro_batch,
         evaluate=functools.partial(_evaluate, plan, model),
-        save=functools.partial(_save, plan, model, optimizer, log),
+        save=save,
+        restore=restore,
+        examine=examine,
+        name_rows=lambda rows: split.rows[rows].tolist(),
+        processes=plan.processes,
     )
 
 
@@ -261,36 +241,12 @@ def _evaluate(plan: Plan, model: torch.nn.Module) -> dict[str, float]:
         pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
         batch_size=plan.recipe.evaluate.batch_size,
         device=plan.device,
+        processes=plan.processes,
     )
     labelled = split.targets >= 0
     best = plan.recipe.train.best
     names = [*plan.scores, *([best] if best not in (None, "last", *plan.scores) else [])]
     return plan.data.task.score(predictions[labelled], split.targets[labelled], [str(name) for name in names])
-
-
-def _save(
-    plan: Plan,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    log: RunLog,
-    state: TrainState,
-    record: CheckpointRecord,
-) -> list[str]:
-    before = log.sync()
-    log.append(record)
-    try:
-        save_checkpoint(
-            plan.run_dir,
-            state.step,
-            model=dict(model.state_dict()),
-            optimizer=optimizer_to_tensors(optimizer, _parameter_names(model, optimizer)),
-            state={"train": state.to_dict(), "log_length": log.sync()},
-        )
-    except (CheckpointError, OSError):
-        # There is no such checkpoint, so its record goes, and not to the discarded ones: it never was true.
-        log.truncate(before, keep_tail=False)
-        raise
-    return prune_checkpoints(plan.run_dir, plan.recipe.train.keep, state.best_step)
 
 
 def _track(trackers: Trackers, record: Record) -> None:

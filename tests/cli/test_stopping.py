@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import headstart.cli.train
+import headstart.interruption
 from headstart.cli.main import main
-from headstart.cli.train import _Interruption
 from headstart.display.plan import PlanSummary
 from headstart.errors import DataError, NonFiniteError
+from headstart.interruption import Interruption
+from headstart.preparation import RunIsFinished
 from headstart.records import Report
+from headstart.run import load
 from headstart.runlog import CheckpointRecord, Record, StepRecord, StopRecord
 
 NUM_STEPS = 4
@@ -78,7 +80,8 @@ class MadeUpTraining:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> MadeUpTraining:
     made_up = MadeUpTraining()
-    monkeypatch.setitem(sys.modules, "headstart.api", SimpleNamespace(prepare=made_up.prepare))  # type: ignore[arg-type]
+    api = SimpleNamespace(prepare=made_up.prepare, load=load, RunIsFinished=RunIsFinished)
+    monkeypatch.setitem(sys.modules, "headstart.api", api)  # type: ignore[arg-type]
     return made_up
 
 
@@ -125,7 +128,7 @@ def test_a_second_signal_leaves_at_once(
         send(signal.SIGINT)
         send(number)
 
-    monkeypatch.setattr(headstart.cli.train.os, "_exit", leave)
+    monkeypatch.setattr(headstart.interruption.os, "_exit", leave)
     training.in_step = twice
     with pytest.raises(Left):
         main(["train", "a.csv"])
@@ -143,7 +146,7 @@ def test_handlers_of_signals_are_given_back(training: MadeUpTraining) -> None:
 
 def test_a_bar_finds_its_lines_where_it_left_them(capfd: Captured) -> None:
     console = Console(force_terminal=True, width=40)
-    interruption = _Interruption(set(), console)
+    interruption = Interruption(set(), console, ends_process=True)
     interruption(signal.SIGINT, None)
     written = capfd.readouterr().out
     assert written.startswith("\r\x1b[2K") and "\n" not in written

@@ -13,7 +13,8 @@ from headstart.errors import CheckpointError, TrainingError
 from headstart.recipe import Duration
 from headstart.runlog import CheckpointRecord, EvaluationRecord, Record, StepRecord, StopRecord, WarningRecord
 from headstart.training.device import choose_device
-from headstart.training.loop import is_due, train
+from headstart.training.intervals import is_due
+from headstart.training.loop import train
 from headstart.training.state import LoopParts, LoopSettings, StepHooks, TrainState
 
 ROWS = 10

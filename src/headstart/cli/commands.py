@@ -121,12 +121,14 @@ TRAIN: Final = Command(
             Option("--batch-size", "rows of one forward pass", "N", "train.batch_size", "32", int),
             Option("--learning-rate", "highest of the schedule", "X", "optim.learning_rate", "0.0001", float),
             Option("--seed", "decides order, dropout and new parameters", "N", "train.seed", "0", int),
+            Option("--processes", "processes of this machine that train together", "N", "train.processes", "1", int),
         ),
         "Recipe and run": (
             Option("--recipe", "a YAML file with settings", "FILE"),
             Option("--set", "any other setting; see docs/recipe.md", "SECTION.KEY=VALUE", repeated=True),
             Option("--run", "folder of the run", "DIR", "output.run", "runs/NAME-N"),
             Option("--resume", "go on with the run in --run, bit for bit"),
+            Option("--allow", "with --resume: go on though this has changed (see below)", "NAME", repeated=True),
             Option("--debug", "run everything on a handful of rows, in seconds"),
         ),
         "Output": (
@@ -138,6 +140,8 @@ TRAIN: Final = Command(
     },
     (
         _SOURCES,
+        "--resume refuses to go on when what decides the result has changed: data, tokenizer, model, recipe or "
+        "versions. --allow NAME goes on all the same, and writes the difference into the log.",
         "Ctrl-C finishes the step, saves, and prints the command that goes on; a second Ctrl-C leaves at once.",
         "Exit codes: 0 done, 1 a fault of headstart, 2 something you can mend, 3 a loss that is not finite, "
         "130 or 143 stopped after saving.",

@@ -16,10 +16,11 @@ from typing import NoReturn
 
 from headstart.cli.commands import COMMANDS, Command
 from headstart.cli.pages import command_page, main_page
-from headstart.errors import HeadstartError, NonFiniteError, RecipeError, suggest
+from headstart.errors import HeadstartError, NonFiniteError, ProcessLostError, RecipeError, suggest
 
 __all__ = ["main"]
 
+IS_WORKER = "HEADSTART_WORKER"  # as in `training/launch.py`, which is not imported before a command runs
 DONE, OUR_FAULT, USER_CAN_MEND, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _OPTION = re.compile(r"--?[^\s\d-]\S*")  # "-5 degrees", "- so what" and "-1" are texts
@@ -105,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except HeadstartError as error:
-        if "--traceback" in words:
+        if isinstance(error, ProcessLostError) and IS_WORKER in os.environ:
+            pass  # process 0, which started this one, says what there is to say
+        elif "--traceback" in words:
             traceback.print_exc()
         else:
             _show(error)
@@ -163,6 +166,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _show(error: HeadstartError) -> None:

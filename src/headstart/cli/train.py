@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from headstart.cli.commands import DEMO, TRAIN, settings_of
 from headstart.errors import RecipeError
+from headstart.interruption import Interruption, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,62 +24,6 @@ __all__ = ["run_demo", "run_train"]
 
 DEMO_SETTINGS: Final = {"data.limit": 4000, "train.epochs": 1, "optim.learning_rate": 2e-4}
 DEMO_EXAMPLES = 3
-
-
-class _StoppedAfterTraining(KeyboardInterrupt):
-    """A signal came while the scores were computed; the training is whole and saved."""
-
-
-class _Interruption:
-    """What a signal asked for: the first one to finish the step and save, the second one to leave at once.
-
-    Args:
-        requests: gets the word for the loop.
-        console: where the progress is shown.
-
-    Attributes:
-        signal: number of the first signal; None where none came.
-        is_trained: nothing is left to save, so a signal need not wait for the end of a step.
-    """
-
-    def __init__(self, requests: set[str], console: Console) -> None:
-        self.signal: int | None = None
-        self.is_trained = False
-        self._requests = requests
-        self._console = console
-        self._draws = console.is_interactive and not console.quiet
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        # Written by the system call: rich or a buffer may be in the middle of a write of their own.
-        if self.signal is not None:
-            if self._draws:
-                os.write(self._file, b"\x1b[?25h\n")  # the bar has hidden the cursor
-            os._exit(128 + number)
-        self.signal = number
-        if self.is_trained:
-            raise _StoppedAfterTraining
-        self._requests.add("stop")
-        text = "Finishing the step and saving; once more to leave at once."
-        if self._draws:
-            # In the place of the last line of numbers, so that the bar finds its lines where it left them.
-            os.write(self._file, f"\r\x1b[2K {text[: self._console.width - 2]}".encode())
-        else:
-            os.write(2, f"\n{text}\n".encode())
-
-    @property
-    def _file(self) -> int:
-        return 2 if self._console.stderr else 1
-
-
-@contextmanager
-def _signals(requests: set[str], console: Console) -> Iterator[_Interruption]:
-    interruption = _Interruption(requests, console)
-    before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -97,6 +37,8 @@ def run_train(arguments: argparse.Namespace) -> int:
             "one of them.",
             "A run that was started with --debug resumes as one.",
         )
+    if arguments.allow and not arguments.resume:
+        raise RecipeError("--allow has no effect without --resume.", "a run that goes on.", "Leave --allow out.")
     result = _train(
         console,
         source=arguments.source,
@@ -104,6 +46,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         settings=arguments.set,
         values=settings_of(TRAIN, arguments),
         resume=arguments.resume,
+        allow=arguments.allow,
         debug=arguments.debug,
         ask=not (arguments.yes or arguments.quiet or arguments.json),
     )
@@ -142,36 +85,49 @@ def _train(
     Returns:
         The finished run and the seconds of training; or an exit code, where it did not come to an end.
     """
-    from headstart.api import prepare
+    from headstart.api import RunIsFinished, load, prepare
     from headstart.display.plan import show_plan
     from headstart.display.progress import Progress
     from headstart.display.status import Status
     from headstart.runlog import StopRecord
+    from headstart.training.device import is_joined, own_rank
+    from headstart.training.launch import is_worker
 
-    with Status(console) as status:
-        status.say("reading")
-        preparation = prepare(source, values=values, progress=status.say, **given)
+    is_first = own_rank() == 0  # the others say nothing, and have nothing to do after the last step
+    console.quiet = console.quiet or not is_first
+    try:
+        with Status(console) as status:
+            status.say("reading")
+            preparation = prepare(source, values=values, progress=status.say, **given)
+    except RunIsFinished as finished:
+        console.print(f" {finished}", markup=False, highlight=False, soft_wrap=True)
+        return load(finished.run_dir), finished.seconds
     if not console.quiet:
         show_plan(preparation.summary, console)
-    if ask and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
+    if ask and not is_joined() and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
         return 0
     stop: StopRecord | None = None
-    with _signals(preparation.requests, console) as interruption:
-        with Progress(preparation.summary.total_steps, console=console) as progress:
-            for record in preparation.train():
-                progress.update(record)
-                if isinstance(record, StopRecord):
-                    stop = record
-        try:
-            interruption.is_trained = True
+    try:
+        with Interruption(preparation.requests, console, ends_process=True) as interruption:
+            with Progress(preparation.summary.total_steps, console=console) as progress:
+                for record in preparation.train():
+                    progress.update(record)
+                    if isinstance(record, StopRecord):
+                        stop = record
+            if not is_first:
+                if not is_worker():
+                    preparation.finish()  # waits until process 0 has written the scores
+                return 0
             # Also after the last step: whoever asked to stop does not want to wait for the scores.
-            if interruption.signal is None:
+            interruption.saved(asked_elsewhere=stop is not None and stop.reason == "requested")
+            try:
                 with Status(console) as status:
                     run = preparation.finish(status.say)
-        except _StoppedAfterTraining:
-            console.print()
-        if interruption.signal is not None:
-            return _stopped(preparation, interruption.signal)
+            except Stopped:
+                console.print()
+                raise
+    except Stopped as stopped:
+        return _stopped(preparation, stopped.number)
     return run, stop.seconds if stop is not None else 0.0
 
 

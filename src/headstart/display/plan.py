@@ -52,6 +52,7 @@ class PlanSummary:
         findings: (level, message) of what is remarkable in the rows.
         run_dir: where the run goes.
         notes: what was decided on the way.
+        processes: how many train together.
     """
 
     source: str
@@ -75,6 +76,7 @@ class PlanSummary:
     findings: list[tuple[str, str]]
     run_dir: str
     notes: list[str]
+    processes: int = 1
 
 
 _MAX_LABELS_SHOWN = 10
@@ -168,12 +170,13 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
         f"{'' if epochs == '1' else 's'}, {summary.padding_fraction:.0%} padding"
     )
     threads = f", {count(summary.threads, 'thread')}" if summary.device == "cpu" else ""
+    processes = f"{summary.processes} processes, each on " if summary.processes > 1 else ""
     seconds = summary.estimated_seconds
     time = f"about {format_seconds(_coarse(seconds))}" if seconds is not None else "no estimate"
     return [
         ("model", model),
         ("training", plain(steps)),
-        ("computing", plain(f"{summary.device}{threads}, {summary.precision}")),
+        ("computing", plain(f"{processes}{summary.device}{threads}, {summary.precision}")),
         ("time", Text(time, style=HEADING)),
         ("run", plain(summary.run_dir, HEADING)),
     ]

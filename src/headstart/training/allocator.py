@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 # The parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
@@ -57,6 +57,13 @@ def keep_freed_memory() -> Iterator[None]:
             if _num_inside == 0:
                 _set(libc, _OTHERWISE)
                 libc.malloc_trim(0)
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system now, also inside `keep_freed_memory`."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def _set(libc: ctypes.CDLL, values: dict[int, int]) -> None:

@@ -216,7 +216,7 @@ def prune_checkpoints(run_dir: Path, keep: int, best_step: int | None = None) ->
         if num_whole < max(1, keep) and _is_whole(path):
             num_whole += 1
             kept.add(path)
-        elif step == best_step:
+        elif step == best_step or not _can_be_read(path):
             kept.add(path)
     if not num_whole:
         return []  # whatever may be left is the user's to mend
@@ -353,6 +353,19 @@ def _newest_first(root: Path) -> list[Path]:
         return (-step, is_replaced)
 
     return sorted(paths, key=order)
+
+
+def _can_be_read(path: Path) -> bool:
+    """Say whether every file that is there can be opened: else nothing is known of the checkpoint, and it stays."""
+    for name in (*_FILES, _MANIFEST_FILE):
+        try:
+            with (path / name).open("rb"):
+                pass
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+        except OSError:
+            return False
+    return True
 
 
 def _is_whole(path: Path) -> bool:

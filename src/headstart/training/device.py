@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, threads and trackers. The only place that imports accelerate.
+"""Where a run computes: device, precision, threads, processes and trackers. The only place that imports accelerate.
 
 May import layers 0 and 1. Every choice is a pure function of the machine and the recipe and is written into the run, so
 that a second start computes the same bits.
@@ -6,23 +6,54 @@ that a second start computes the same bits.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
+import itertools
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from headstart.errors import RecipeError, TrainingError, suggest
+from headstart.errors import ProcessLostError, RecipeError, TrainingError, suggest
+from headstart.training.processes import JoinedProcesses, Processes
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["Device", "Trackers", "choose_device", "describe_environment", "has_fast_bfloat16"]
+__all__ = [
+    "Device",
+    "Trackers",
+    "choose_device",
+    "count_processes",
+    "describe_environment",
+    "has_fast_bfloat16",
+    "is_joined",
+    "is_sharded",
+    "join_processes",
+    "library_versions",
+    "open_store",
+    "own_rank",
+    "shard_model",
+]
+
+# Launchers that start several processes without saying so in WORLD_SIZE: how many, and what the launcher is called.
+_LAUNCHERS = {
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "LOCAL_WORLD_SIZE": "A launcher",
+}
+# Each training of a script leaves its signs under a name of its own.
+_joins = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -66,28 +97,25 @@ def has_fast_bfloat16(device_type: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_device(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Device:
+def choose_device(
+    device: str = "auto", precision: str = "auto", threads: int | None = None, *, processes: int = 1
+) -> Device:
     """Choose device, precision and threads from the recipe's words and the hardware.
 
     Args:
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bfloat16 where the hardware is fast at it), "fp32" or "bf16".
-        threads: of one operation; None takes the cores that this process may use.
+        threads: of one operation; None takes the cores that this process may use, shared with the other processes of
+            the training on this machine.
+        processes: how many train together; with several, "cuda" is the GPU of this process's number on its machine.
 
     Raises:
         RecipeError: the device is unknown or not here.
-        TrainingError: the process was started as one of several.
 
     Example:
         >>> choose_device("cpu", "fp32", threads=1).precision
         'fp32'
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError(
-            f"This process is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE is set).",
-            "one process.",
-            "Start headstart without torchrun or accelerate launch.",
-        )
     kinds = ["auto", "cpu", "cuda", "mps"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,7 +133,10 @@ def choose_device(device: str = "auto", precision: str = "auto", threads: int | 
     chosen: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
     if precision == "auto" and has_fast_bfloat16(torch_device.type):
         chosen = "bf16"
-    return Device(torch_device, chosen, threads or usable_cores())
+    if processes > 1 and device == "cuda":
+        torch_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if processes > 1 else 1
+    return Device(torch_device, chosen, threads or max(1, usable_cores() // here))
 
 
 def usable_cores() -> int:
@@ -113,6 +144,166 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count_processes(wanted: int | None) -> int:
+    """Count the processes of this training: as the one that started them says, else as the recipe says.
+
+    Args:
+        wanted: `train.processes`.
+
+    Raises:
+        RecipeError: both say how many, and differ.
+        TrainingError: several processes were started together, but none knows of the others, so that each would train
+            a model of its own.
+
+    Example:
+        >>> count_processes(None)
+        1
+    """
+    world_size = os.environ.get("WORLD_SIZE")
+    if world_size is None:
+        for variable, launcher in _LAUNCHERS.items():
+            if int(os.environ.get(variable, "1")) > 1:
+                raise TrainingError(
+                    f"{launcher} has started {os.environ[variable]} processes ({variable}), which do not know of each "
+                    "other (WORLD_SIZE is not set).",
+                    "processes that were joined: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.",
+                    f"Start them with torchrun --nproc_per_node {os.environ[variable]} -m headstart train ..., or one "
+                    f"process with --processes {os.environ[variable]}.",
+                )
+        return wanted or 1
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if int(world_size) > 1 and missing:
+        raise TrainingError(
+            f"This process is one of {world_size} (WORLD_SIZE), but {' and '.join(missing)} is not set.",
+            "processes that were joined: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.",
+            "Start them with torchrun --nproc_per_node N -m headstart train ...",
+        )
+    if wanted is not None and wanted != int(world_size):
+        raise RecipeError(
+            f"train.processes is {wanted}, but {world_size} processes were started (WORLD_SIZE).",
+            "one number.",
+            "Leave --processes out under torchrun.",
+        )
+    return int(world_size)
+
+
+def is_sharded(num_processes: int) -> bool:
+    """Say whether accelerate is configured to shard the model over the processes (`accelerate launch --use_fsdp`).
+
+    Raises:
+        TrainingError: it is configured for something that is not supported, and would be ignored.
+    """
+
+    def is_on(variable: str) -> bool:
+        return os.environ.get(variable, "false").lower() in ("true", "1")
+
+    if is_on("ACCELERATE_USE_DEEPSPEED"):
+        found, fix = "DeepSpeed (ACCELERATE_USE_DEEPSPEED)", "Choose FSDP, multi-GPU or multi-CPU in accelerate config."
+    elif not is_on("ACCELERATE_USE_FSDP") or num_processes == 1:
+        return False
+    elif os.environ.get("FSDP_VERSION", "1") != "2":
+        found, fix = "version 1 of FSDP (FSDP_VERSION)", "Set fsdp_version: 2 in accelerate's configuration."
+    elif is_on("FSDP_ACTIVATION_CHECKPOINTING") or is_on("FSDP_OFFLOAD_PARAMS"):
+        found = "FSDP with activation checkpointing or offloading of parameters"
+        fix = "Switch both off in accelerate's configuration."
+    else:
+        return True
+    raise TrainingError(f"accelerate is configured for {found}.", "FSDP version 2, or none.", fix)
+
+
+def shard_model(model: torch.nn.Module) -> None:
+    """Leave a part of each parameter in each of the joined processes, in place, as accelerate's configuration says.
+
+    Gradients are then averaged over the processes by the backward pass.
+    """
+    from types import SimpleNamespace
+
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    plugin = FullyShardedDataParallelPlugin()
+    plugin.cpu_ram_efficient_loading = False  # every process has the weights already
+    # What accelerate's function reads of an Accelerator; a real one shards on GPUs alone.
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", is_main_process=own_rank() == 0
+    )
+    fsdp2_prepare_model(accelerator, model)
+
+
+def is_joined() -> bool:
+    """Say whether this process was started as one of several, by torchrun or by process 0."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_rank() -> int:
+    """Give the number of this process among those that were started together; 0 where it is alone."""
+    return int(os.environ.get("RANK", "0")) if is_joined() else 0
+
+
+def join_processes(device: Device, *, timeout_seconds: float, for_one_run: bool = False) -> Processes:
+    """Join the processes that the environment names (MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK), through accelerate.
+
+    Args:
+        device: of this process; decides how gradients travel (gloo on the CPU, NCCL on GPUs).
+        timeout_seconds: after which a process that does not answer counts as lost.
+        for_one_run: closing ends the group, because the processes were started for one run; else they stay joined, as
+            the next training of the same script needs them.
+
+    Raises:
+        ProcessLostError: not all of them came in this time.
+    """
+    import torch.distributed
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    timeout = timedelta(seconds=timeout_seconds)
+    own = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    before = {name: os.environ[name] for name in own if name in os.environ}
+    rank, count = own_rank(), int(os.environ["WORLD_SIZE"])
+    on_cpu = device.torch_device.type == "cpu"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads, which are ours to set
+            state = PartialState(cpu=on_cpu, timeout=timeout, **({"backend": "gloo"} if on_cpu else {}))
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    except RuntimeError as error:
+        raise ProcessLostError(
+            f"Process {rank}: not all {count} processes came within {timeout_seconds:g} seconds "
+            f"({str(error).splitlines()[0]}).",
+            f"{count} processes that reach {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}.",
+            "Look at what the others printed, and start all of them anew.",
+        ) from error
+    finally:
+        os.environ.update(before)
+    # A store that is there for one run knows one training; else each has its own signs.
+    run = PrefixStore(f"headstart/{0 if for_one_run else next(_joins)}", store)
+    # Numbers and signs go through the CPU; a group of its own where the gradients do not.
+    control = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=timeout)
+
+    def leave() -> None:
+        state.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    if not for_one_run:
+        atexit.register(state.destroy_process_group)
+    joined = JoinedProcesses(rank, count, control, run, timeout_seconds, leave if for_one_run else None)
+    joined.shards = is_sharded(count)
+    return joined
+
+
+def open_store() -> tuple[Any, int]:
+    """Open the store by which processes of this machine find each other.
+
+    Returns:
+        The store, which lives as long as it is held, and its port.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return store, store.port
 
 
 class Trackers:
@@ -168,17 +359,20 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def describe_environment(device: Device) -> dict[str, Any]:
-    """Describe machine and versions, for `environment.json`."""
-    from importlib.metadata import PackageNotFoundError, version
-
+def library_versions() -> dict[str, str]:
+    """Give the version of Python and of each library that a run stands on."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for package in ("headstart", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "pyarrow"):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
+    return versions
+
+
+def describe_environment(device: Device) -> dict[str, Any]:
+    """Describe machine and versions, for `environment.json`."""
     capability = torch.backends.cpu.get_cpu_capability() if device.torch_device.type == "cpu" else None
     return {
-        "versions": versions,
+        "versions": library_versions(),
         "platform": platform.platform(),
         "processor": _processor_name(),
         "cores": usable_cores(),

@@ -10,42 +10,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from fractions import Fraction
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 import torch
 
 from headstart.data.batches import BatchPlan
-from headstart.errors import CheckpointError, format_rows
-from headstart.recipe import Duration
+from headstart.errors import CheckpointError, ProcessLostError
 from headstart.runlog import CheckpointRecord, EvaluationRecord, Record, StepRecord, StopRecord, WarningRecord
+from headstart.training.clock import Clock
 from headstart.training.device import Device
+from headstart.training.intervals import epochs_of, is_due, progress_of
+from headstart.training.non_finite import describe_non_finite, roll_back, what_happens
 from headstart.training.state import LoopParts, LoopSettings, TrainState
-from headstart.training.update import compute_gradients
+from headstart.training.update import compute_gradients, make_update
 
-__all__ = ["is_due", "train"]
+__all__ = ["train"]
 
 StopReason = Literal["done", "requested", "early_stopping", "time_limit"]
-
-
-def is_due(every: Duration | None, before: Mapping[str, float | Fraction], now: Mapping[str, float | Fraction]) -> bool:
-    """Say whether a multiple of the interval lies after `before` and not after `now`.
-
-    Args:
-        every: the interval; None is never due.
-        before: progress in each unit ("steps", "epochs", "%", "minutes") after the step before.
-        now: progress after this step.
-
-    Example:
-        >>> is_due(Duration(2, "epochs"), {"epochs": Fraction(19, 10)}, {"epochs": Fraction(2)})
-        True
-    """
-    if every is None:
-        return False
-    length = Fraction(every.number).limit_denominator(10**6)
-    return math.floor(Fraction(now[every.unit]) / length) > math.floor(Fraction(before[every.unit]) / length)
+_REQUESTS = ("stop", "save", "evaluate")
 
 
 def train(
@@ -76,69 +60,112 @@ def train(
 
     Raises:
         TrainingError: one row alone does not fit into memory.
+        ProcessLostError: another process has ended or does not answer; saved before, as far as it could be.
     """
     device.apply_threads()
-    before = _progress(state, plan, settings)
-    mark, apart = time.perf_counter(), 0.0
-    reason = _reason_to_stop(state, settings, requests)
+    clock = Clock()
+    before = progress_of(state, plan, settings)
+    if settings.on_non_finite == "rollback" and state.step == 0:
+        yield from _save(state, parts, better=False)  # so that there is something to go back to
+    reason = _reason_to_stop(state, settings, _hear(requests, state, parts))
     while reason is None:
         epoch, index = plan.locate(state.step)
-        update = plan.updates(epoch)[index]
+        rows = np.concatenate(plan.updates(epoch)[index])
         rate = settings.learning_rate(state.step) if settings.learning_rate else optimizer.param_groups[0]["lr"]
         if settings.learning_rate:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        model.train()
-        parts.hooks.step_begins(state.step)
-        loss, gradient_norm, warnings = compute_gradients(
-            model, optimizer, update, parts, settings, device, state
-        )
-        yield from warnings
-        rows = np.concatenate(update)
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            yield _non_finite(state.step, loss, gradient_norm, rows, settings)
-            if settings.on_non_finite == "stop":
-                message = f"loss {loss}, gradient norm {gradient_norm}; the update was not made"
-                yield StopRecord(state.step, "non_finite", message, state.seconds)
-                return
+        gradients = None
+        if state.step in state.skipped_steps:
+            message = "the update that was not finite is passed over"
+            yield WarningRecord(state.step, "non_finite", message, parts.name_rows(rows))
         else:
-            parts.hooks.before_optimizer(state.step)
-            optimizer.step()
-            parts.hooks.after_optimizer(state.step)
-        optimizer.zero_grad(set_to_none=True)
+            model.train()
+            parts.hooks.step_begins(state.step)
+            try:
+                gradients, warnings = compute_gradients(
+                    model, optimizer, plan.updates(epoch)[index], parts, settings, device, state
+                )
+            except ProcessLostError as error:
+                # Nothing of this step has happened yet: the parameters are those of the step before.
+                optimizer.zero_grad(set_to_none=True)
+                yield from _end_without(error, state, parts, is_whole=True)
+                raise
+            yield from warnings
+            if gradients.is_finite:
+                parts.hooks.before_optimizer(state.step)
+                make_update(optimizer, state.step)
+                parts.hooks.after_optimizer(state.step)
+            else:
+                what = what_happens(settings, state, parts)
+                yield describe_non_finite(gradients, rows, what, state, parts)
+                if what == "stop":
+                    message = f"loss {gradients.loss}, gradient norm {gradients.gradient_norm}; the update was not made"
+                    yield StopRecord(state.step, "non_finite", message, state.seconds)
+                    return
+            optimizer.zero_grad(set_to_none=True)
+            if not gradients.is_finite and what == "rollback":
+                roll_back(state, parts)
+                before = progress_of(state, plan, settings)
+                continue
         state.step += 1
-        seconds = time.perf_counter() - mark - apart
-        mark, apart, state.seconds = time.perf_counter(), 0.0, state.seconds + seconds
-        now = _progress(state, plan, settings)
-        yield StepRecord(
-            step=state.step,
-            epoch=round(float(now["epochs"]), 6),
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=gradient_norm,
-            rows=len(rows),
-            tokens=int(plan.lengths[rows].sum()),
-            seconds=seconds,
-        )
-        pause = time.perf_counter()
-        last = state.step == settings.total_steps
-        better = False
-        evaluates_last = last and settings.evaluate_every is not None
-        if evaluates_last or "evaluate" in requests or is_due(settings.evaluate_every, before, now):
-            record = _evaluate(state, float(now["epochs"]), parts, settings)
-            better = record.best
-            yield record
-        # Asked once a step: a request that comes while saving is answered, and saved, after the next one.
-        reason = _reason_to_stop(state, settings, requests)
-        if reason is not None or better or "save" in requests or is_due(settings.save_every, before, now):
-            yield from _save(state, parts, better)
-        requests -= {"save", "evaluate"}
-        apart += time.perf_counter() - pause
+        seconds = clock.lap()
+        state.seconds += seconds
+        if gradients is not None:
+            yield StepRecord(
+                step=state.step,
+                epoch=epochs_of(state, plan),
+                loss=gradients.loss,
+                learning_rate=rate,
+                grad_norm=gradients.gradient_norm,
+                rows=len(rows),
+                tokens=int(plan.lengths[rows].sum()),
+                seconds=seconds,
+            )
+        with clock.stopped():
+            evaluation: EvaluationRecord | WarningRecord | None = None
+            is_last = state.step == settings.total_steps and settings.evaluate_every is not None
+            try:
+                heard = _hear(requests, state, parts)
+                now = progress_of(state, plan, settings)
+                if is_last or "evaluate" in heard or is_due(settings.evaluate_every, before, now):
+                    evaluation = _evaluate(state, epochs_of(state, plan), parts, settings)
+                    yield evaluation
+                    heard |= _hear(requests, state, parts)  # an evaluation may take long
+            except ProcessLostError as error:
+                is_missed = is_last or is_due(settings.evaluate_every, before, progress_of(state, plan, settings))
+                yield from _end_without(error, state, parts, is_whole=evaluation is not None or not is_missed)
+                raise
+            better = isinstance(evaluation, EvaluationRecord) and evaluation.best
+            reason = _reason_to_stop(state, settings, heard)
+            if reason is not None or better or "save" in heard or is_due(settings.save_every, before, now):
+                yield from _save(state, parts, better)
+            requests -= heard & {"save", "evaluate"}
         before = now
     yield StopRecord(state.step, reason, _reason_in_words(reason, state, settings), state.seconds)
 
 
-def _reason_to_stop(state: TrainState, settings: LoopSettings, requests: set[str]) -> StopReason | None:
+def _end_without(error: ProcessLostError, state: TrainState, parts: LoopParts, *, is_whole: bool) -> Iterator[Record]:
+    """Save what can be gone on from, once another process is lost.
+
+    After a step whose evaluation is due but was not made, that is the checkpoint before; and always where the lost
+    process takes a part of the model with it.
+    """
+    if is_whole and not parts.processes.shards:
+        yield from _save(state, parts, better=False)
+    yield StopRecord(state.step, "process_lost", error.found, state.seconds)
+
+
+def _hear(requests: set[str], state: TrainState, parts: LoopParts) -> set[str]:
+    """Give what was asked for in any process, and bring the clocks together: all must decide alike."""
+    *asked, seconds = parts.processes.add(
+        [*(word in requests for word in _REQUESTS), state.seconds if parts.processes.rank == 0 else 0.0]
+    )
+    state.seconds = seconds
+    return {word for word, number in zip(_REQUESTS, asked, strict=True) if number}
+
+
+def _reason_to_stop(state: TrainState, settings: LoopSettings, heard: set[str]) -> StopReason | None:
     """Decide from the state alone (a request apart), so that a run resumed after its last step does not go on."""
     if state.step >= settings.total_steps:
         return "done"
@@ -146,22 +173,21 @@ def _reason_to_stop(state: TrainState, settings: LoopSettings, requests: set[str
         return "early_stopping"
     if state.seconds >= settings.time_limit_seconds:
         return "time_limit"
-    return "requested" if "stop" in requests else None
+    return "requested" if "stop" in heard else None
 
 
-def _progress(state: TrainState, plan: BatchPlan, settings: LoopSettings) -> dict[str, float | Fraction]:
-    epoch, index = plan.locate(state.step)
-    return {
-        "steps": state.step,
-        "epochs": epoch + Fraction(index, plan.steps_in_epoch(epoch)),
-        "%": Fraction(100 * state.step, settings.total_steps),
-        "minutes": state.seconds / 60,
-    }
-
-
-def _evaluate(state: TrainState, epoch: float, parts: LoopParts, settings: LoopSettings) -> EvaluationRecord:
+def _evaluate(
+    state: TrainState, epoch: float, parts: LoopParts, settings: LoopSettings
+) -> EvaluationRecord | WarningRecord:
+    """Score the model as it is; an error in that is said, and costs no more than the scores."""
     started = time.perf_counter()
-    scores = parts.evaluate()
+    try:
+        scores = parts.evaluate()
+    except ProcessLostError:
+        raise
+    except Exception as error:
+        message = f"the evaluation failed ({type(error).__name__}: {error}); training goes on without its scores"
+        return WarningRecord(state.step, "evaluation", message, [])
     best = False
     if settings.best is not None:
         score, former = scores[settings.best], state.best_score
@@ -172,29 +198,19 @@ def _evaluate(state: TrainState, epoch: float, parts: LoopParts, settings: LoopS
         state.evaluations_without_better = 0 if best else state.evaluations_without_better + 1
         if best:
             state.best_step, state.best_score = state.step, score
-    return EvaluationRecord(state.step, round(epoch, 6), "validation", scores, time.perf_counter() - started, best)
+    return EvaluationRecord(state.step, epoch, "validation", scores, time.perf_counter() - started, best)
 
 
 def _save(state: TrainState, parts: LoopParts, better: bool) -> Iterator[Record]:
     record = CheckpointRecord(state.step, f"checkpoints/step-{state.step:06d}", better)
     try:
         messages = parts.save(state, record)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, OSError, MemoryError) as error:
         yield WarningRecord(state.step, "checkpoint", f"the checkpoint was not written: {error}", [])
         return
     yield record
     for message in messages:
         yield WarningRecord(state.step, "checkpoint", message, [])
-
-
-def _non_finite(
-    step: int, loss: float, gradient_norm: float, rows: np.ndarray, settings: LoopSettings
-) -> WarningRecord:
-    what = "the run stops" if settings.on_non_finite == "stop" else "the update is skipped"
-    message = (
-        f"loss {loss}, gradient norm {gradient_norm}: not finite, {what}; its rows are {format_rows(rows.tolist())}"
-    )
-    return WarningRecord(step, "non_finite", message, rows.tolist())
 
 
 def _reason_in_words(reason: StopReason, state: TrainState, settings: LoopSettings) -> str:

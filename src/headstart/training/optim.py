@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from headstart.recipe import OptimSection
@@ -72,6 +73,8 @@ def build_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.Optimi
     groups = parameter_groups(model, optim.weight_decay)
     fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cpu", "cuda"}
     if optim.name == "sgd":
+        # PyTorch has no fused SGD for parameters of which each process holds a part.
+        fused = fused and not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
         return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum or 0.0, fused=fused)
     return torch.optim.AdamW(
         groups,

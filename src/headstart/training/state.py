@@ -15,8 +15,9 @@ import torch
 
 from headstart.recipe import Duration
 from headstart.runlog import CheckpointRecord
+from headstart.training.processes import Processes
 
-__all__ = ["Batch", "LoopParts", "LoopSettings", "MicroBatch", "StepHooks", "TrainState"]
+__all__ = ["Batch", "LoopParts", "LoopSettings", "MicroBatch", "StepHooks", "TrainState", "UpdateGradients"]
 
 Batch = Mapping[str, torch.Tensor]
 MicroBatch = Callable[[torch.nn.Module, Batch, int], tuple[torch.Tensor, int]]
@@ -57,7 +58,8 @@ class LoopSettings:
         best: score whose best checkpoint is kept and chosen; None keeps the last.
         higher_is_better: direction of `best`.
         patience: evaluations in a row without a better score after which training stops; None never does.
-        on_non_finite: "stop", or "skip" the update, when a loss or gradient is not finite.
+        on_non_finite: when a loss or gradient is not finite, "stop"; "skip" the update; or "rollback" to the last
+            checkpoint and skip the update when its turn comes again.
         time_limit_seconds: training time, over all starts of the run, after which it saves and stops.
     """
 
@@ -70,13 +72,23 @@ class LoopSettings:
     best: str | None = None
     higher_is_better: bool = True
     patience: int | None = None
-    on_non_finite: Literal["stop", "skip"] = "stop"
+    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
     time_limit_seconds: float = math.inf
 
 
 @dataclass
 class TrainState:
-    """What the loop must remember to go on as if it had not stopped, parameters and moments apart."""
+    """What the loop must remember to go on as if it had not stopped, parameters and moments apart.
+
+    Args:
+        step: updates whose turn has passed; a skipped one counts, so that the step names the place in the batch plan.
+        seconds: training time over all starts of the run.
+        best_step: step of the best evaluation so far.
+        best_score: its score.
+        evaluations_without_better: in a row, since then.
+        splits: how often micro-batches are halved because memory ran out.
+        skipped_steps: updates (zero-based) that were not finite and are passed over after a rollback.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -84,6 +96,7 @@ class TrainState:
     best_score: float | None = None
     evaluations_without_better: int = 0
     splits: int = 0
+    skipped_steps: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the values as JSON takes them."""
@@ -93,6 +106,28 @@ class TrainState:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
         """Build a state from what `to_dict` gave."""
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class UpdateGradients:
+    """What is known of an update once its gradients are.
+
+    Args:
+        loss: mean over the targets of the update.
+        gradient_norm: 2-norm of all gradients before clipping.
+        pieces: row numbers of each micro-batch of this process.
+        losses: share of each of them in the loss.
+    """
+
+    loss: float
+    gradient_norm: float
+    pieces: list[np.ndarray]
+    losses: list[torch.Tensor]
+
+    @property
+    def is_finite(self) -> bool:
+        """Say whether the update can be made."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(frozen=True)
@@ -107,6 +142,12 @@ class LoopParts:
         evaluate: scores the model as it is, changing no state.
         save: writes a checkpoint; gets the state and the record that announces it, and returns what a reader of the run
             must know, such as an old checkpoint that cannot be removed.
+        restore: goes back to the newest whole checkpoint: model, optimizer and log as they were then; returns the state
+            that belongs to them. None where nothing can be gone back to.
+        examine: writes down what is known of an update that is not finite, and says it in a sentence; gets the
+            zero-based step, the rows of the update and its gradients.
+        name_rows: the numbers by which a user knows rows of the training table.
+        processes: all that train this model together.
         hooks: what must happen inside a step.
     """
 
@@ -115,4 +156,8 @@ class LoopParts:
     micro_batch: MicroBatch
     evaluate: Callable[[], dict[str, float]]
     save: Callable[[TrainState, CheckpointRecord], list[str]]
+    restore: Callable[[], TrainState] | None = None
+    examine: Callable[[int, np.ndarray, UpdateGradients], str] | None = None
+    name_rows: Callable[[np.ndarray], list[int]] = np.ndarray.tolist
+    processes: Processes = field(default_factory=Processes)
     hooks: StepHooks = field(default_factory=StepHooks)
