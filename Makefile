@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 RECIPES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check format coverage bench clean
+.PHONY: help setup demo test test-slow exactness test-all check format coverage bench clean
 
 help:  ## list the words
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -28,6 +28,9 @@ test: $(VENV)/.dev  ## set up, then run the default tests
 
 test-slow: $(VENV)/.dev  ## only the tests that the default leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+exactness: $(VENV)/.dev  ## the whole of what docs/exactness.md claims, in its full number of tries
+	$(BIN)/python -m pytest -m exactness $(ARGS)
 
 test-all: $(VENV)/.dev  ## every test
 	$(BIN)/python -m pytest -m "" $(ARGS)
