@@ -200,7 +200,7 @@ def assert_same_tensors(found: Any, expected: Any) -> None:
     in_short(
         [(place, value, step) for place in ("loss", "gradient", "everything") for value in NUMBERS for step in STEPS],
         lambda case: (
-            case in [("loss", NUMBERS[1], "first"), ("gradient", NUMBERS[2], "last, short")]
+            case in [("loss", NUMBERS[1], "first"), ("gradient", NUMBERS[0], "last, short")]
             or (case[0] == "everything" and case[1] != case[1] and case[2] == "middle")
         ),
     ),
@@ -403,10 +403,10 @@ def test_a_skipped_update_is_left_out_and_said(
 
 # Out of memory
 
-# A sum of fewer rows at a time differs in the last digits of float32, measured: XX of the largest weight of a tensor
-# after 8 steps of SGD, which passes rounding on as it is. Gradients that are zero but for rounding leave the rest.
+# A sum of fewer rows at a time differs in the last digits of float32, measured after 8 steps of SGD, which passes
+# rounding on as it is: 3e-6 of the largest weight of a tensor, or 2e-8 where all weights are next to zero.
 WEIGHT_TOLERANCE = 1e-5
-REST = 1e-8
+REST = 1e-7
 LOSS_TOLERANCE = 1e-5
 
 ERRORS: dict[str, Exception] = {
@@ -778,7 +778,7 @@ def test_an_evaluation_that_fails_costs_its_scores_alone(
         pass
     scores = log_losses(read_log(tmp_path / "expected"))
     best = min(scores, key=scores.__getitem__)
-    failing = {4, best}
+    failing = {4, best, NUM_STEPS}
     others = {step: score for step, score in scores.items() if step not in failing}
 
     def wrap(parts: LoopParts, plan: Plan, model: torch.nn.Module) -> LoopParts:

@@ -133,7 +133,6 @@ class Moments:
                     assert process.wait() == 0, process.printed()
             self._compare()
             shutil.rmtree(self.run_dir)
-        print("runs", self.number_of_runs, dict(self.counts), self.seconds.values())
         return self.counts
 
     def _kill_once(self, *, resume: bool) -> int:

@@ -169,8 +169,8 @@ def count_processes(wanted: int | None) -> int:
                     f"{launcher} has started {os.environ[variable]} processes ({variable}), which do not know of each "
                     "other (WORLD_SIZE is not set).",
                     "processes that were joined: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.",
-                    f"Start them with torchrun --nproc_per_node {os.environ[variable]} -m headstart train ..., or one "
-                    f"process with --processes {os.environ[variable]}.",
+                    f"Start them with torchrun --nproc_per_node {os.environ[variable]} -m -- headstart train ..., or "
+                    f"one process with --processes {os.environ[variable]}.",
                 )
         return wanted or 1
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -178,7 +178,7 @@ def count_processes(wanted: int | None) -> int:
         raise TrainingError(
             f"This process is one of {world_size} (WORLD_SIZE), but {' and '.join(missing)} is not set.",
             "processes that were joined: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.",
-            "Start them with torchrun --nproc_per_node N -m headstart train ...",
+            "Start them with torchrun --nproc_per_node N -m -- headstart train ...",
         )
     if wanted is not None and wanted != int(world_size):
         raise RecipeError(

@@ -116,7 +116,11 @@ def _try_gradients(
             losses.append(loss.detach())
             parts.hooks.micro_batch_ends(state.step)
     if processes.shards and not memory.suffices:
-        raise MemoryError(f"step {state.step}: an update of a sharded model cannot begin again")
+        raise TrainingError(
+            f"Step {state.step}: out of memory; an update of a sharded model cannot begin again.",
+            "memory for the rows of a forward pass.",
+            "Set a smaller train.batch_size (with more train.accumulation the update stays the same), and start anew.",
+        )
     total = torch.zeros((), device=device.torch_device)
     if not _add_over_processes(processes, parameters, losses, total, memory):
         return None
@@ -131,7 +135,7 @@ def _try_gradients(
         value, gradient_norm = torch.stack([total, norm.float()]).tolist()
     if any(processes.any([not memory.suffices])):
         return None
-    return UpdateGradients(value, gradient_norm, pieces, losses)
+    return UpdateGradients(value, gradient_norm, pieces, losses[: len(pieces)])
 
 
 def _add_over_processes(
