@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,14 +104,20 @@ def _save_model(plan: Plan) -> None:
         if best.state["identity"] not in plan.identities:
             compare_identity(best.state["identity"], plan.identities[0], allowed=(), run=str(folder))
         model.load_state_dict(best.model, strict=False)
-    temporary = Path(tempfile.mkdtemp(prefix=".model-", dir=plan.run_dir))
+    temporary = plan.run_dir / f".{MODEL_DIR}.tmp"
+    if temporary.exists():
+        shutil.rmtree(temporary)  # of a killed process
+    temporary.mkdir()
     try:
-        os.chmod(temporary, 0o755)  # mkdtemp makes folders private
         save_classifier(plan.loaded, temporary)
-        final = plan.run_dir / MODEL_DIR
+        final, former = plan.run_dir / MODEL_DIR, plan.run_dir / f".{MODEL_DIR}.former"
+        if former.exists():
+            shutil.rmtree(former)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(former)  # a kill while it is removed leaves no half of it under the model's name
         temporary.rename(final)
+        if former.exists():
+            shutil.rmtree(former)
     except BaseException:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)

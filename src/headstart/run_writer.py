@@ -91,6 +91,12 @@ class RunWriter:
                 _make_run_dir(plan)
             stack.enter_context(RunLock(plan.run_dir))
             if not plan.resume:
+                if (plan.run_dir / RECIPE_FILE).exists():  # since the plan was made
+                    raise CheckpointError(
+                        f"{plan.run_dir} is another run's by now.",
+                        "a new folder for a new run.",
+                        f"Go on with it: headstart train --resume --run {plan.run_dir}; or choose another --run.",
+                    )
                 _write_run_files(plan)
             self._log = RunLog(plan.run_dir)
             stack.callback(self._log.close)
@@ -196,6 +202,7 @@ class RunWriter:
         plan.identities += [checkpoint.state["identity"], *former] if changes else former
         plan.state = self._load(checkpoint)
         step = plan.state.step
+        messages += prune_checkpoints(plan.run_dir, plan.recipe.train.keep, plan.state.best_step)
         if changes:
             write_text(plan.run_dir / RECIPE_FILE, plan.recipe.to_yaml(plan.derived))
         return [

@@ -140,7 +140,8 @@ class _KeyedDropout(TorchFunctionMode):
         self._inside.append(self._names.get(id(module), self._inside[-1] if self._inside else ""))
 
     def _leave_module(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        self._inside.pop()
+        if self._inside:  # a hook of somebody else may have failed before ours
+            self._inside.pop()
 
     def _dropout(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         if not training or p == 0.0:
