@@ -145,7 +145,7 @@ class RunWriter:
                     "former_identities": self._plan.identities[1:],
                 },
             )
-        except (CheckpointError, OSError, MemoryError):
+        except Exception:
             # There is no such checkpoint, so its record goes, and not to the discarded ones: it never was true.
             log.truncate(before, keep_tail=False)
             raise

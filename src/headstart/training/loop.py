@@ -22,6 +22,7 @@ from headstart.runlog import CheckpointRecord, EvaluationRecord, Record, StepRec
 from headstart.training.clock import Clock
 from headstart.training.device import Device
 from headstart.training.intervals import epochs_of, is_due, progress_of
+from headstart.training.memory import is_out_of_memory
 from headstart.training.non_finite import describe_non_finite, roll_back, what_happens
 from headstart.training.state import LoopParts, LoopSettings, TrainState
 from headstart.training.update import compute_gradients, make_update
@@ -205,7 +206,9 @@ def _save(state: TrainState, parts: LoopParts, better: bool) -> Iterator[Record]
     record = CheckpointRecord(state.step, f"checkpoints/step-{state.step:06d}", better)
     try:
         messages = parts.save(state, record)
-    except (CheckpointError, OSError, MemoryError) as error:
+    except Exception as error:
+        if not isinstance(error, CheckpointError | OSError) and not is_out_of_memory(error):
+            raise
         yield WarningRecord(state.step, "checkpoint", f"the checkpoint was not written: {error}", [])
         return
     yield record

@@ -14,7 +14,14 @@ from headstart.training.allocator import give_back_freed_memory
 __all__ = ["MemoryWatch", "free_memory", "is_out_of_memory"]
 
 # What PyTorch, oneDNN and the C++ library write into a RuntimeError when an allocation fails.
-_SIGNS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
+_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",
+)
+# The whole of what oneDNN says then; longer messages that begin so speak of what it cannot do at all.
+_ONEDNN = ("could not create a primitive", "could not execute a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -28,7 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    text = str(error)
+    return isinstance(error, RuntimeError) and (any(sign in text for sign in _SIGNS) or text in _ONEDNN)
 
 
 def free_memory() -> None:

@@ -29,8 +29,11 @@ _IN_WORDS = {
 
 def what_happens(settings: LoopSettings, state: TrainState, parts: LoopParts) -> Literal["stop", "skip", "rollback"]:
     """Decide what follows from an update that is not finite: as set, but no endless going back."""
-    if settings.on_non_finite == "rollback" and (parts.restore is None or len(state.skipped_steps) >= MAX_ROLLBACKS):
-        return "stop"
+    if settings.on_non_finite == "rollback":
+        # Nor a training of which nothing would be left.
+        limit = min(MAX_ROLLBACKS, settings.total_steps - 1)
+        if parts.restore is None or len(state.skipped_steps) >= limit:
+            return "stop"
     return settings.on_non_finite
 
 

@@ -178,27 +178,43 @@ def make_update(optimizer: torch.optim.Optimizer, step: int) -> None:
         step: for the message.
 
     Raises:
-        TrainingError: memory runs out again, or in the middle of the change.
+        TrainingError: memory runs out again, or where it cannot be known that nothing was changed.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    versions = [parameter._version for parameter in parameters]
-    with_state = {parameter for parameter in parameters if optimizer.state.get(parameter)}
-    memory = MemoryWatch()
-    with memory:
+    before = {parameter: _count_of(optimizer, parameter) for parameter in parameters}
+    with MemoryWatch() as memory:
         optimizer.step()
-    if memory.suffices:
-        return
-    if [parameter._version for parameter in parameters] == versions:
-        for parameter in parameters:
-            if parameter not in with_state:
-                optimizer.state.pop(parameter, None)  # made in part
+    if not memory.suffices and _is_untouched(optimizer, before):
         free_memory()
-        memory = MemoryWatch()
-        with memory:
+        with MemoryWatch() as memory:
             optimizer.step()
     if not memory.suffices:
         raise TrainingError(
             f"Step {step}: out of memory while the optimizer made the update.",
             "memory for the parameters, their gradients and the optimizer's moments.",
-            "Free some memory and go on from the last checkpoint, or choose a smaller model.",
+            "Free some memory and go on from the last checkpoint (--resume), or choose a smaller model.",
         )
+
+
+def _count_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> object:
+    """Give what tells whether the optimizer has counted another update of a parameter; None where it has no count."""
+    count = optimizer.state[parameter].get("step") if parameter in optimizer.state else None
+    return count._version if isinstance(count, torch.Tensor) else count
+
+
+def _is_untouched(optimizer: torch.optim.Optimizer, before: dict[torch.Tensor, object]) -> bool:
+    """Say whether a step that failed has changed nothing, and take away state that it has made in part.
+
+    An optimizer counts an update before it makes it; fused ones change parameters without a trace in their version.
+    """
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one, too; SGD keeps no count
+        return False
+    for parameter, count in before.items():
+        if count is not None:
+            if _count_of(optimizer, parameter) != count:
+                return False
+        elif parameter in optimizer.state:
+            if float(optimizer.state[parameter]["step"]) != 0:
+                return False
+            del optimizer.state[parameter]
+    return True
