@@ -1,4 +1,4 @@
-"""A small training that can be stopped anywhere, and the bits that it leaves; for the tests of exactness."""
+"""A small training that can be stopped anywhere, its rows, and the bits that it leaves."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from typing import Any
 from headstart.api import Preparation, prepare
 from headstart.records import Record, StepRecord
 
-__all__ = ["Settings", "bits_of", "finish", "start", "train_to"]
+__all__ = ["Settings", "bits_of", "finish", "start", "train_to", "write_reviews"]
 
 # Fields that say how long something took: all that may differ between two equal runs.
 CLOCK = {"seconds"}
 
 Settings = dict[str, Any]
+
+
+def write_reviews(path: Path, num_rows: int) -> Path:
+    """Write rows of several lengths whose label follows from one word, every text its own."""
+    words = {"good": ["good", "great", "lovely", "fine"], "bad": ["bad", "dull", "awful", "weak"]}
+    lines = ["text,label"]
+    for index in range(num_rows):
+        label = "good" if index % 2 else "bad"
+        tail = ["", " with music", " and a very quiet ending", " so was this scene of it"][index // 7 % 4]
+        lines.append(f"the film was {words[label][index // 2 % 4]}{tail} {index},{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def start(settings: Settings, run_dir: Path, *, resume: bool = False) -> Preparation:

@@ -33,6 +33,7 @@ from headstart.runlog import (
     read_log,
 )
 from headstart.training_run import run_plan
+from small_training import write_reviews
 
 FAST = {
     "train.epochs": 2,
@@ -46,15 +47,7 @@ FAST = {
 @pytest.fixture
 def tiny_csv(tmp_path: Path) -> Path:
     """120 rows of several lengths whose label follows from one word, every text its own."""
-    words = {"good": ["good", "great", "lovely", "fine"], "bad": ["bad", "dull", "awful", "weak"]}
-    lines = ["text,label"]
-    for index in range(120):
-        label = "good" if index % 2 else "bad"
-        tail = ["", " with music", " and a very quiet ending", " so was this scene of it"][index // 7 % 4]
-        lines.append(f"the film was {words[label][index // 2 % 4]}{tail} {index},{label}")
-    path = tmp_path / "reviews.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write_reviews(tmp_path / "reviews.csv", 120)
 
 
 def plan_for(source: Any, run_dir: Path, model: Path, *, resume: bool = False, **values: Any) -> Plan:

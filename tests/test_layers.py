@@ -38,6 +38,7 @@ LAYERS = {
     "plan_summary": 5,
     "preparation": 5,
     "results": 5,
+    "resumption": 5,
     "run": 5,
     "run_identity": 5,
     "run_list": 5,

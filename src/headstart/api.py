@@ -21,10 +21,11 @@ from headstart.display.progress import Progress
 from headstart.display.results import show_result
 from headstart.display.status import Status
 from headstart.interruption import Interruption, Stopped
-from headstart.preparation import Plan, RunIsFinished, prepare_plan
+from headstart.preparation import Plan, prepare_plan
 from headstart.recipe import Recipe
 from headstart.records import Record, Report, StopRecord
 from headstart.results import write_results
+from headstart.resumption import RunIsFinished
 from headstart.run import PredictedTable, Prediction, Run, load
 from headstart.run_list import RunEntry, list_runs
 from headstart.training.device import own_rank

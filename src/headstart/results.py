@@ -24,7 +24,7 @@ from headstart.prediction import predict_tokens
 from headstart.preparation import Plan
 from headstart.reading import Split
 from headstart.records import Report
-from headstart.run_files import read_json, sync_files, write_json, write_text
+from headstart.run_files import sync_files, write_json, write_text
 from headstart.run_identity import compare_identity
 from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
 from headstart.scoring import prediction_table, score_with_intervals
@@ -36,7 +36,7 @@ __all__ = ["write_results"]
 Scores = dict[str, dict[str, float | None]]
 
 
-def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
+def write_results(plan: Plan, progress: Report | None = None) -> None:
     """Save the model, score it, and write everything that a run folder holds at the end.
 
     Of several processes, number 0 does this, with the machine to itself; the others wait for it.
@@ -44,16 +44,13 @@ def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
     Args:
         plan: of a training that ended.
         progress: gets what is done now, and how many of the rows are done.
-
-    Returns:
-        What `scores.json` holds.
     """
     if plan.processes.rank:
         plan.processes.wait_for("finished")
-        return read_json(plan.run_dir / SCORES_FILE)
+        return
     say: Report = progress or (lambda text, done, total: None)
     try:
-        scores = _write_results(plan, say)
+        _write_results(plan, say)
     except (OSError, SafetensorError) as error:
         if isinstance(error, HeadstartError):
             raise
@@ -65,10 +62,9 @@ def write_results(plan: Plan, progress: Report | None = None) -> dict[str, Any]:
         ) from error
     if is_joined():
         plan.processes.announce("finished", until_seen=True)
-    return scores
 
 
-def _write_results(plan: Plan, say: Report) -> dict[str, Any]:
+def _write_results(plan: Plan, say: Report) -> None:
     with RunLock(plan.run_dir):
         say("saving the model", 0, 0)
         _save_model(plan)
@@ -86,7 +82,6 @@ def _write_results(plan: Plan, say: Report) -> dict[str, Any]:
         # The card says that the run is finished: what it speaks of is on the disk before.
         sync_files(plan.run_dir / PREDICTIONS_FILE, *(plan.run_dir / MODEL_DIR).iterdir())
         write_text(plan.run_dir / CARD_FILE, card)
-    return scores
 
 
 def _save_model(plan: Plan) -> None:

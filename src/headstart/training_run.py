@@ -90,6 +90,9 @@ def run_plan(plan: Plan) -> Iterator[Record]:
                 if writer is not None:
                     writer.log(record)
                 _track(trackers, record)
+                if isinstance(record, StopRecord) and record.reason != "process_lost":
+                    # Whoever ends first makes a launcher end the others, one of which may still be writing.
+                    plan.processes.meet()
                 yield record
                 if isinstance(record, StopRecord) and record.reason == "non_finite":
                     raise _non_finite_error(plan, record)

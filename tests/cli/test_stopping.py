@@ -17,8 +17,8 @@ from headstart.cli.main import main
 from headstart.display.plan import PlanSummary
 from headstart.errors import DataError, NonFiniteError
 from headstart.interruption import Interruption
-from headstart.preparation import RunIsFinished
 from headstart.records import Report
+from headstart.resumption import RunIsFinished
 from headstart.run import load
 from headstart.runlog import CheckpointRecord, Record, StepRecord, StopRecord
 

@@ -10,21 +10,13 @@ from typing import Any
 import pytest
 
 from headstart.training import speed_estimate
-from small_training import Settings, finish
+from small_training import Settings, finish, write_reviews
 
 
 @pytest.fixture(scope="session")
 def rows_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write 70 rows of several lengths, of which 63 are trained on: no batch size divides them evenly."""
-    words = {"good": ["good", "great", "lovely", "fine"], "bad": ["bad", "dull", "awful", "weak"]}
-    lines = ["text,label"]
-    for index in range(70):
-        label = "good" if index % 2 else "bad"
-        tail = ["", " with music", " and a very quiet ending", " so was this scene of it"][index // 7 % 4]
-        lines.append(f"the film was {words[label][index // 2 % 4]}{tail} {index},{label}")
-    path = tmp_path_factory.mktemp("exactness") / "reviews.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write_reviews(tmp_path_factory.mktemp("exactness") / "reviews.csv", 70)
 
 
 @pytest.fixture(scope="session")

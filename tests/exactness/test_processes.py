@@ -290,6 +290,27 @@ def test_a_request_to_one_process_stops_all_of_them(rank: int, settings: Setting
     assert join(processes) == [0, 0], [process.printed() for process in processes]
 
 
+def test_no_process_ends_before_the_run_is_saved(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher stops all processes once one has ended, also the one that still writes."""
+    run = tmp_path / "run"
+    save = headstart.training_run.RunWriter.save
+
+    def save_slowly(*args: Any) -> list[str]:
+        time.sleep(0.5)
+        return save(*args)
+
+    monkeypatch.setattr(headstart.training_run.RunWriter, "save", save_slowly)
+
+    def work(own: int) -> int:
+        for _ in train_to(start({**settings, "train.save_every": None}, run), 4):
+            pass
+        return 0 if (run / CHECKPOINTS_DIR / "step-000004").exists() else 1
+
+    assert join(start_joined(2, work, tmp_path / "printed")) == [0, 0]
+
+
 @pytest.mark.parametrize("point", ["make_batch", "forward", "backward", "clip", "optimizer"])
 def test_memory_that_runs_out_in_one_process_splits_the_update_in_all(
     point: str, settings: Settings, alone: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -527,13 +548,37 @@ def test_the_command_says_how_a_worker_ended(settings: Settings, alone: Callable
     assert_equal_to_rounding(run, alone({}))
 
 
+def torchrun(*words: str) -> subprocess.Popen[str]:
+    return run_command(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *words,
+    )  # fmt: skip
+
+
+@pytest.mark.exactness
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_passes_a_signal_on_and_goes_on(
+    number: signal.Signals, settings: Settings, alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = torchrun("--", "headstart", *command_of(settings, run))
+    wait_in_log(run, 4, process)
+    process.send_signal(number)
+    output = process.communicate()[0]
+    assert output.count(f"headstart train --resume --run {run}") == 1, output
+    assert "SIGKILL" not in output  # what torchrun does to a process that does not end
+    process = torchrun("--", "headstart", "train", "--resume", "--run", str(run), "--quiet")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert_equal_to_rounding(run, alone({}))
+    # Once more: it is finished, and one process says so.
+    output = torchrun("--", "headstart", "train", "--resume", "--run", str(run)).communicate()[0]
+    assert output.count("nothing is left to do") == output.count("The result") == 1, output
+
+
 @pytest.mark.exactness
 def test_torchrun_trains_the_same_model(settings: Settings, alone: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = run_command(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "headstart",
-        *command_of(settings, run),
-    )  # fmt: skip
+    process = torchrun("headstart", *command_of(settings, run))
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert_equal_to_rounding(run, alone({}))

@@ -86,7 +86,16 @@ def saved_step(run_dir: Path) -> int:
 
 
 @contextlib.contextmanager
-def in_step(run_dir: Path, act: Callable[[], None]) -> Iterator[None]:
+def before_each_module(hear: Callable[[torch.nn.Module, object], None]) -> Iterator[None]:
+    """Call a function before each module of each forward pass."""
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(hear)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def in_step(run_dir: Path, act: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     """Act once, in a forward pass of the second micro-batch of a step."""
     number = 0
 
@@ -98,15 +107,10 @@ def in_step(run_dir: Path, act: Callable[[], None]) -> Iterator[None]:
             if number == 60:
                 act()
 
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(before_forward)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return before_each_module(before_forward)
 
 
-@contextlib.contextmanager
-def in_scoring(run_dir: Path, act: Callable[[], None]) -> Iterator[None]:
+def in_scoring(run_dir: Path, act: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
     """Act once, in a forward pass of the saved model."""
     has_come = False
 
@@ -116,11 +120,7 @@ def in_scoring(run_dir: Path, act: Callable[[], None]) -> Iterator[None]:
             has_come = True
             act()
 
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(before_forward)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return before_each_module(before_forward)
 
 
 def send(*numbers: signal.Signals) -> None:

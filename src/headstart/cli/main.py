@@ -20,7 +20,6 @@ from headstart.errors import HeadstartError, NonFiniteError, ProcessLostError, R
 
 __all__ = ["main"]
 
-IS_WORKER = "HEADSTART_WORKER"  # as in `training/launch.py`, which is not imported before a command runs
 DONE, OUR_FAULT, USER_CAN_MEND, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _OPTION = re.compile(r"--?[^\s\d-]\S*")  # "-5 degrees", "- so what" and "-1" are texts
@@ -106,11 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except HeadstartError as error:
-        if isinstance(error, ProcessLostError) and IS_WORKER in os.environ:
-            pass  # process 0, which started this one, says what there is to say
-        elif "--traceback" in words:
+        if "--traceback" in words:
             traceback.print_exc()
-        else:
+        elif not _says_process_0(error):
             _show(error)
         return NON_FINITE if isinstance(error, NonFiniteError) else USER_CAN_MEND
     except KeyboardInterrupt:
@@ -167,6 +164,15 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _says_process_0(error: HeadstartError) -> bool:
+    """Say whether the process that started this one for its training says what there is to say."""
+    if not isinstance(error, ProcessLostError):
+        return False
+    from headstart.training.launch import is_worker
+
+    return is_worker()
 
 
 def _show(error: HeadstartError) -> None:

@@ -18,7 +18,7 @@ from headstart.interruption import Interruption, Stopped
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from headstart.api import Preparation, Run
+    from headstart.api import Run
 
 __all__ = ["run_demo", "run_train"]
 
@@ -83,7 +83,8 @@ def _train(
     """Prepare, show the plan and train.
 
     Returns:
-        The finished run and the seconds of training; or an exit code, where it did not come to an end.
+        The finished run and the seconds of training; or an exit code, where it did not come to an end, or where this
+        process is not the one that shows it.
     """
     from headstart.api import RunIsFinished, load, prepare
     from headstart.display.plan import show_plan
@@ -93,7 +94,7 @@ def _train(
     from headstart.training.device import is_joined, own_rank
     from headstart.training.launch import is_worker
 
-    is_first = own_rank() == 0  # the others say nothing, and have nothing to do after the last step
+    is_first = own_rank() == 0  # the others say nothing
     console.quiet = console.quiet or not is_first
     try:
         with Status(console) as status:
@@ -101,7 +102,7 @@ def _train(
             preparation = prepare(source, values=values, progress=status.say, **given)
     except RunIsFinished as finished:
         console.print(f" {finished}", markup=False, highlight=False, soft_wrap=True)
-        return load(finished.run_dir), finished.seconds
+        return (load(finished.run_dir), finished.seconds) if is_first else 0
     if not console.quiet:
         show_plan(preparation.summary, console)
     if ask and not is_joined() and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
@@ -114,12 +115,10 @@ def _train(
                     progress.update(record)
                     if isinstance(record, StopRecord):
                         stop = record
-            if not is_first:
-                if not is_worker():
-                    preparation.finish()  # waits until process 0 has written the scores
-                return 0
             # Also after the last step: whoever asked to stop does not want to wait for the scores.
             interruption.saved(asked_elsewhere=stop is not None and stop.reason == "requested")
+            if is_worker():
+                return 0  # process 0, which started this one, does the rest alone
             try:
                 with Status(console) as status:
                     run = preparation.finish(status.say)
@@ -127,8 +126,11 @@ def _train(
                 console.print()
                 raise
     except Stopped as stopped:
-        return _stopped(preparation, stopped.number)
-    return run, stop.seconds if stop is not None else 0.0
+        if is_first:
+            run_dir = shlex.quote(str(preparation.run_dir))
+            print(f"Stopped after saving. Go on with:\n  headstart train --resume --run {run_dir}", file=sys.stderr)
+        return 128 + stopped.number
+    return (run, stop.seconds if stop is not None else 0.0) if is_first else 0
 
 
 def _goes_on(console: Console) -> bool:
@@ -143,12 +145,6 @@ def _goes_on(console: Console) -> bool:
     if not goes_on:
         console.print(Text(" Nothing was written."))
     return goes_on
-
-
-def _stopped(preparation: Preparation, number: int) -> int:
-    run_dir = shlex.quote(str(preparation.run_dir))
-    print(f"Stopped after saving. Go on with:\n  headstart train --resume --run {run_dir}", file=sys.stderr)
-    return 128 + number
 
 
 def _show_result(run: Run, seconds: float) -> None:

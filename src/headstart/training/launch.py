@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["IS_WORKER", "Workers", "environment_of", "in_environment", "is_worker", "start_workers"]
+__all__ = ["Workers", "environment_of", "in_environment", "is_worker", "start_workers"]
 
-IS_WORKER: Final = "HEADSTART_WORKER"
-"""Environment variable of a process that another one has started for its training."""
-
+# Environment variable of a process that another one has started for its training.
+_IS_WORKER: Final = "HEADSTART_WORKER"
 _ENDING_SECONDS = 20.0
 
 
@@ -85,7 +84,7 @@ def start_workers(recipe_file: Path, count: int, port: int, *, debug: bool = Fal
         {
             rank: subprocess.Popen(
                 command,
-                env={**os.environ, **environment_of(rank, count, port), IS_WORKER: "1"},
+                env={**os.environ, **environment_of(rank, count, port), _IS_WORKER: "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 # Ctrl-C is for process 0 alone, which tells the others.
@@ -98,7 +97,7 @@ def start_workers(recipe_file: Path, count: int, port: int, *, debug: bool = Fal
 
 def is_worker() -> bool:
     """Say whether this process was started by `start_workers`."""
-    return IS_WORKER in os.environ
+    return _IS_WORKER in os.environ
 
 
 def environment_of(rank: int, count: int, port: int) -> dict[str, str]:

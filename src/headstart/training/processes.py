@@ -30,7 +30,8 @@ __all__ = ["JoinedProcesses", "Processes"]
 _BUCKET_BYTES: Final = 25 * 2**20
 # How long the ones left wait for each other's sign of life when one is lost.
 _ROLL_CALL_SECONDS: Final = 5.0
-_WAIT_FOR_FIRST_SECONDS: Final = 30 * 24 * 3600
+# How often it is asked whether something was announced; in between, signals are heard.
+_ASK_SECONDS: Final = 0.1
 
 
 class Processes:
@@ -76,6 +77,9 @@ class Processes:
     def share_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Give every process the named tensors of process 0, on the CPU."""
         return dict(tensors)
+
+    def meet(self) -> None:
+        """Wait until every process has come here."""
 
     def announce(self, what: str, *, until_seen: bool = False) -> None:
         """Let the processes that wait for `what` go on; for process 0, which can wait until they have seen it."""
@@ -183,6 +187,10 @@ class JoinedProcesses(Processes):
             shared[name] = tensor
         return shared
 
+    def meet(self) -> None:
+        """Wait until every process has come here."""
+        self.any([False])
+
     def announce(self, what: str, *, until_seen: bool = False) -> None:
         """Let the processes that wait for `what` go on; for process 0, which can wait until they have seen it."""
         self._store.set(what, "yes")
@@ -198,7 +206,8 @@ class JoinedProcesses(Processes):
         if self.rank == 0:
             return
         try:
-            self._store.wait([what], timedelta(seconds=_WAIT_FOR_FIRST_SECONDS))
+            while not self._store.check([what]):
+                time.sleep(_ASK_SECONDS)
             self._store.set(f"{what}/{self.rank}", "seen")
         except RuntimeError as error:
             raise self._lost([0]) from error
