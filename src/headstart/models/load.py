@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL_PACKAGE",
     "LoadedModel",
+    "load_causal_language_model",
     "load_classifier",
     "load_saved_classifier",
     "load_tokenizer",
@@ -90,8 +91,16 @@ def resolve_checkpoint(name: str | None) -> str:
     return name
 
 
-def load_tokenizer(checkpoint: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    checkpoint: str, revision: str | None = None, *, needs_padding: bool = True, offline: bool = False
+) -> PreTrainedTokenizerFast:
     """Load the fast tokenizer of a checkpoint.
+
+    Args:
+        checkpoint: hub name or folder.
+        revision: branch, tag or commit of a hub checkpoint.
+        needs_padding: refuses a tokenizer without a padding token.
+        offline: looks on this machine only.
 
     Raises:
         ModelError: there is none, it cannot be read, or it has no fast version.
@@ -116,7 +125,9 @@ def load_tokenizer(checkpoint: str, revision: str | None = None) -> PreTrainedTo
             f'Save it there: AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained("{checkpoint}").',
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint, revision=revision, trust_remote_code=False, local_files_only=offline
+        )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its own for one mistake
         raise _cannot_load(checkpoint, "tokenizer", error) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -125,7 +136,7 @@ def load_tokenizer(checkpoint: str, revision: str | None = None) -> PreTrainedTo
             "a tokenizer.json (the tokenizers library).",
             "Choose a checkpoint that has one.",
         )
-    if tokenizer.pad_token_id is None:
+    if needs_padding and tokenizer.pad_token_id is None:
         raise ModelError(
             f"{checkpoint}: its tokenizer has no padding token.",
             "a padding token, to put rows of several lengths into one batch.",
@@ -225,6 +236,43 @@ def load_saved_classifier(model_dir: Path) -> LoadedModel:
             "Copy the run folder again, or train again.",
         )
     return LoadedModel(model.eval(), load_tokenizer(str(model_dir)))
+
+
+def load_causal_language_model(checkpoint: str) -> LoadedModel:
+    """Load a model that predicts the next token, in float32 and from this machine only, with its tokenizer.
+
+    Args:
+        checkpoint: folder, or a hub name that is in the cache.
+
+    Raises:
+        ModelError: it cannot be read, has no head for the next token, or has one that was not trained.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = resolve_checkpoint(checkpoint)
+    _check_folder(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, needs_padding=False, offline=True)
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except Exception as error:
+        raise _cannot_load(checkpoint, "language model", error) from error
+    model, info = loaded
+    if info["missing_keys"]:
+        raise ModelError(
+            f"{checkpoint}: it has no trained head for the next token; {min(info['missing_keys'])} is missing.",
+            "a causal language model, such as GPT-2.",
+            "Choose another checkpoint.",
+        )
+    return LoadedModel(model.eval(), tokenizer)
 
 
 def save_classifier(loaded: LoadedModel, folder: Path) -> None:
