@@ -43,6 +43,7 @@ from headstart.training.checkpoint import (
 from headstart.training.device import describe_environment, shard_model
 from headstart.training.non_finite import find_non_finite
 from headstart.training.optim import build_optimizer
+from headstart.training.optimizer_state import parameter_names
 from headstart.training.processes import Processes
 from headstart.training.sharding import like, whole_tensors
 from headstart.training.state import Batch, TrainState, UpdateGradients
@@ -212,8 +213,8 @@ class RunWriter:
         ]
 
     def _load(self, checkpoint: LoadedCheckpoint) -> TrainState:
-        _load_weights(self._model, checkpoint.model, str(checkpoint.path))
-        names = _parameter_names(self._model, self._optimizer)
+        load_weights(self._model, checkpoint.model, str(checkpoint.path))
+        names = parameter_names(self._model, self._optimizer)
         optimizer_from_tensors(self._optimizer, names, checkpoint.optimizer)
         self._opened_log.truncate(int(checkpoint.state["log_length"]))
         if "place" in checkpoint.state:
@@ -231,12 +232,12 @@ def share_state(
     """
     if processes.count == 1:
         return state
-    names = _parameter_names(model, optimizer)
+    names = parameter_names(model, optimizer)
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in optimizer_to_tensors(optimizer, names).items()}
     shared = processes.share_tensors(tensors)
     if processes.rank:
-        _load_weights(model, _part(shared, _MODEL), "process 0")
+        load_weights(model, _part(shared, _MODEL), "process 0")
         optimizer_from_tensors(optimizer, names, _part(shared, _OPTIMIZER))
     return TrainState.from_dict(processes.share(state.to_dict()))
 
@@ -245,7 +246,7 @@ def whole_state(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Give what a checkpoint holds of the model and of the optimizer; parts are put together by all processes."""
-    tensors = optimizer_to_tensors(optimizer, _parameter_names(model, optimizer))
+    tensors = optimizer_to_tensors(optimizer, parameter_names(model, optimizer))
     return whole_tensors(model.state_dict()), whole_tensors(tensors)
 
 
@@ -255,12 +256,12 @@ def shard_training(plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Op
     Returns:
         The optimizer over the parts.
     """
-    tensors = optimizer_to_tensors(optimizer, _parameter_names(model, optimizer))
+    tensors = optimizer_to_tensors(optimizer, parameter_names(model, optimizer))
     shard_model(model)
     sharded = build_optimizer(model, plan.recipe.optim)
     parameters = dict(model.named_parameters())
     parts = {name: like(tensor, parameters.get(name.rpartition("/")[0])) for name, tensor in tensors.items()}
-    optimizer_from_tensors(sharded, _parameter_names(model, sharded), parts)
+    optimizer_from_tensors(sharded, parameter_names(model, sharded), parts)
     return sharded
 
 
@@ -337,7 +338,7 @@ def _write_run_files(plan: Plan) -> None:
     write_text(plan.run_dir / RECIPE_FILE, plan.recipe.to_yaml(plan.derived))
 
 
-def _load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
     result = model.load_state_dict(tensors, strict=False)
     # Tied weights are stored once; a name that is missing must share its storage with one that is there.
     own = model.state_dict()
@@ -350,9 +351,3 @@ def _load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], orig
             "a checkpoint of the same model.",
             "Resume with the model that the run was started with.",
         )
-
-
-def _parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Name the optimizer's parameters, in the order in which it holds them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

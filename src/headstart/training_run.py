@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -231,7 +232,7 @@ def _settings(plan: Plan) -> LoopSettings:
         higher_is_better=best is None or higher_is_better(best),
         patience=recipe.train.patience,
         on_non_finite=recipe.train.on_non_finite,
-        **({"time_limit_seconds": limit.number * 60} if limit is not None else {}),
+        time_limit_seconds=limit.number * 60 if limit is not None else math.inf,
     )
 
 

@@ -21,7 +21,6 @@ import pytest
 from headstart.errors import CheckpointError
 from headstart.records import CheckpointRecord, Record, StepRecord, WarningRecord
 from headstart.runlog import read_log
-from headstart.training import checkpoint
 from headstart.training.checkpoint import load_checkpoint
 from small_training import Settings, bits_of, finish, start, train_to
 
@@ -492,7 +491,7 @@ def test_no_room_for_any_checkpoint_still_gives_the_model(
 ) -> None:
     """The disk is too full for a checkpoint all the time, as the system says before a byte is written."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     preparation = start(saving, tmp_path / "run")
     records = list(preparation.train())
     warned = [record for record in records if isinstance(record, WarningRecord)]
@@ -543,6 +542,6 @@ def test_stopped_while_the_disk_was_full_goes_on_from_the_older_checkpoint(
         records = train_to(preparation, 7)
         for record in records:
             if isinstance(record, StepRecord) and record.step == 4:
-                patch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=0))
+                patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
     assert checkpoints_of(run_dir) == ["step-000003"]
     assert finish({}, run_dir, resume=True) == unbroken

@@ -114,8 +114,8 @@ values = st.recursive(
 @given(value=values)
 @settings(max_examples=100)
 def test_state_comes_back(value: Any) -> None:
-    text = json.dumps(checkpoint._to_json(value), allow_nan=False)
-    assert repr(checkpoint._from_json(json.loads(text))) == repr(value)
+    text = json.dumps(checkpoint.to_json(value), allow_nan=False)
+    assert repr(checkpoint.from_json(json.loads(text))) == repr(value)
 
 
 def test_infinite_numbers_in_the_state_come_back(tmp_path: Path) -> None:

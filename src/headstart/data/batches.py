@@ -329,6 +329,10 @@ class BatchPlan:
             epoch, first_step = self._pass_epoch(epoch, first_step)
         return epoch, step - first_step
 
+    def num_tokens(self, rows: Rows) -> int:
+        """Count the tokens of rows, padding apart."""
+        return int(self.lengths[rows].sum())
+
     def total_steps(self, epochs: float) -> int:
         """Count the steps of a training.
 

@@ -306,6 +306,17 @@ def open_store() -> tuple[Any, int]:
     return store, store.port
 
 
+def make_accelerator(mixed_precision: str) -> Any:
+    """Make an `accelerate.Accelerator` for scripts that use one beside headstart's loop.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
+    """
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision=mixed_precision)
+
+
 class Trackers:
     """Hands the numbers of a run to trackers (TensorBoard) through accelerate.
 

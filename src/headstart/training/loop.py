@@ -1,7 +1,7 @@
 """The training loop: a generator of records. Its annotated pseudo-code is `docs/loop.md`.
 
-May import layers 0 to 2. Front ends observe by iterating and ask through `requests` ("stop", "save", "evaluate");
-leaving the iteration stops without saving. One step is one optimizer update:
+May import layers 0 to 2. Front ends observe by iterating and ask through `requests` ("stop", "end", "save",
+"evaluate"); leaving the iteration stops without saving. One step is one optimizer update:
 
     rows of update n -> micro-batches -> sum of losses / targets of the update -> gradients -> clip -> optimizer
 """
@@ -10,33 +10,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 import numpy as np
 import torch
 
-from headstart.data.batches import BatchPlan
 from headstart.errors import CheckpointError, ProcessLostError
 from headstart.runlog import CheckpointRecord, EvaluationRecord, Record, StepRecord, StopRecord, WarningRecord
 from headstart.training.clock import Clock
 from headstart.training.device import Device
-from headstart.training.intervals import epochs_of, is_due, progress_of
+from headstart.training.intervals import Progress, epochs_of, is_due, is_evaluation_due, progress_of
 from headstart.training.memory import is_out_of_memory
 from headstart.training.non_finite import describe_non_finite, roll_back, what_happens
-from headstart.training.state import LoopParts, LoopSettings, TrainState
+from headstart.training.state import LoopParts, LoopSettings, TrainState, UpdatePlan
 from headstart.training.update import compute_gradients, make_update
 
 __all__ = ["train"]
 
 StopReason = Literal["done", "requested", "early_stopping", "time_limit"]
-_REQUESTS = ("stop", "save", "evaluate")
+_REQUESTS = ("stop", "end", "save", "evaluate")
 
 
 def train(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    plan: BatchPlan,
+    plan: UpdatePlan,
     parts: LoopParts,
     settings: LoopSettings,
     *,
@@ -54,7 +53,8 @@ def train(
         settings: intervals, limits and choices.
         device: where to compute, and the precision of the forward pass.
         state: changed in place.
-        requests: words that front ends put in: "stop" finishes the step, saves and ends; "save"; "evaluate".
+        requests: words that front ends put in: "stop" finishes the step, saves and ends; "end" does so without saving;
+            "save" and "evaluate" are heard again after each of these records.
 
     Yields:
         `StepRecord`, `EvaluationRecord`, `CheckpointRecord`, `WarningRecord`, and last one `StopRecord`.
@@ -120,30 +120,51 @@ def train(
                 learning_rate=rate,
                 grad_norm=gradients.gradient_norm,
                 rows=len(rows),
-                tokens=int(plan.lengths[rows].sum()),
+                tokens=plan.num_tokens(rows),
                 seconds=seconds,
             )
         with clock.stopped():
-            evaluation: EvaluationRecord | WarningRecord | None = None
-            is_last = state.step == settings.total_steps and settings.evaluate_every is not None
-            try:
-                heard = _hear(requests, state, parts)
-                now = progress_of(state, plan, settings)
-                if is_last or "evaluate" in heard or is_due(settings.evaluate_every, before, now):
-                    evaluation = _evaluate(state, epochs_of(state, plan), parts, settings)
-                    yield evaluation
-                    heard |= _hear(requests, state, parts)  # an evaluation may take long
-            except ProcessLostError as error:
-                is_missed = is_last or is_due(settings.evaluate_every, before, progress_of(state, plan, settings))
-                yield from _end_without(error, state, parts, is_whole=evaluation is not None or not is_missed)
-                raise
-            better = isinstance(evaluation, EvaluationRecord) and evaluation.best
-            reason = _reason_to_stop(state, settings, heard)
-            if reason is not None or better or "save" in heard or is_due(settings.save_every, before, now):
-                yield from _save(state, parts, better)
-            requests -= heard & {"save", "evaluate"}
-        before = now
+            reason, before = yield from _serve(requests, state, plan, parts, settings, before)
     yield StopRecord(state.step, reason, _reason_in_words(reason, state, settings), state.seconds)
+
+
+def _serve(
+    requests: set[str],
+    state: TrainState,
+    plan: UpdatePlan,
+    parts: LoopParts,
+    settings: LoopSettings,
+    before: Progress,
+) -> Generator[Record, None, tuple[StopReason | None, Progress]]:
+    """Evaluate and save after a step, until nothing is due and no process asks for more.
+
+    Returns:
+        Why training ends, or None, and how far it is.
+    """
+    evaluates, saves, is_saved = is_evaluation_due(state, plan, settings, before), False, False
+    now, better = None, False
+    while True:
+        try:
+            heard = _hear(requests, state, parts)
+            requests -= heard & {"save", "evaluate"}
+            if now is None:  # the clocks of all processes agree only now
+                evaluates, now = is_evaluation_due(state, plan, settings, before), progress_of(state, plan, settings)
+                saves = is_due(settings.save_every, before, now)
+            saves |= "save" in heard
+            if evaluates or "evaluate" in heard:
+                evaluation = _evaluate(state, epochs_of(state, plan), parts, settings)
+                evaluates, better = False, isinstance(evaluation, EvaluationRecord) and evaluation.best
+                saves |= better
+                yield evaluation
+                continue  # an evaluation may take long, and whoever reads its record may ask for something
+        except ProcessLostError as error:
+            yield from _end_without(error, state, parts, is_whole=not evaluates)
+            raise
+        reason = _reason_to_stop(state, settings, heard)
+        if not saves and (reason is None or is_saved or "end" in heard):
+            return reason, now
+        yield from _save(state, parts, better)
+        saves, is_saved = False, True
 
 
 def _end_without(error: ProcessLostError, state: TrainState, parts: LoopParts, *, is_whole: bool) -> Iterator[Record]:
@@ -174,7 +195,7 @@ def _reason_to_stop(state: TrainState, settings: LoopSettings, heard: set[str]) 
         return "early_stopping"
     if state.seconds >= settings.time_limit_seconds:
         return "time_limit"
-    return "requested" if "stop" in heard else None
+    return "requested" if heard & {"stop", "end"} else None
 
 
 def _evaluate(
@@ -187,6 +208,8 @@ def _evaluate(
     except ProcessLostError:
         raise
     except Exception as error:
+        if settings.on_evaluation_error == "raise":
+            raise
         message = f"the evaluation failed ({type(error).__name__}: {error}); training goes on without its scores"
         return WarningRecord(state.step, "evaluation", message, [])
     best = False

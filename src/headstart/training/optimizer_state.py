@@ -13,7 +13,7 @@ import torch
 
 from headstart.errors import CheckpointError, nearest_name
 
-__all__ = ["optimizer_from_tensors", "optimizer_to_tensors"]
+__all__ = ["optimizer_from_tensors", "optimizer_to_tensors", "parameter_names"]
 
 # Keys that torch's own optimizers cannot do without, once a parameter has state.
 _NEEDED: dict[type[torch.optim.Optimizer], set[str]] = {
@@ -30,6 +30,23 @@ _SCALARS: dict[str, tuple[type, torch.dtype]] = {
     "float": (float, torch.float64),
 }
 _GROUP = "param_groups"
+
+
+def parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Name the optimizer's parameters, in the order in which it holds them.
+
+    Args:
+        model: gives the names; a parameter that is not the model's is named by its place in the optimizer.
+        optimizer: over them.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> parameter_names(layer, torch.optim.SGD([layer.bias, layer.weight], lr=0.1))
+        ['bias', 'weight']
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [names.get(id(parameter), f"optimizer.{place}") for place, parameter in enumerate(parameters)]
 
 
 def optimizer_to_tensors(optimizer: torch.optim.Optimizer, parameter_names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -6,9 +6,9 @@ May import layers 0 and 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,10 +17,42 @@ from headstart.recipe import Duration
 from headstart.runlog import CheckpointRecord
 from headstart.training.processes import Processes
 
-__all__ = ["Batch", "LoopParts", "LoopSettings", "MicroBatch", "StepHooks", "TrainState", "UpdateGradients"]
+__all__ = [
+    "Batch",
+    "LoopParts",
+    "LoopSettings",
+    "MicroBatch",
+    "StepHooks",
+    "TrainState",
+    "UpdateGradients",
+    "UpdatePlan",
+]
 
 Batch = Mapping[str, torch.Tensor]
 MicroBatch = Callable[[torch.nn.Module, Batch, int], tuple[torch.Tensor, int]]
+
+
+class UpdatePlan(Protocol):
+    """Which rows make up which update; `data.batches.BatchPlan` is one, and a front end may bring its own.
+
+    An answer about a step that is not yet made may change while training goes on, where an epoch ends early.
+    """
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Give the zero-based epoch of the update after `step` updates, and its index into `updates(epoch)`."""
+        ...
+
+    def updates(self, epoch: int) -> Sequence[Sequence[np.ndarray]] | Mapping[int, Sequence[np.ndarray]]:
+        """Give, by index, the row numbers of each micro-batch of an update of an epoch, over all processes."""
+        ...
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Count the updates of an epoch, at least 1."""
+        ...
+
+    def num_tokens(self, rows: np.ndarray) -> int:
+        """Count the tokens of rows; 0 where they are not known."""
+        ...
 
 
 def _do_nothing(step: int) -> None:
@@ -61,6 +93,7 @@ class LoopSettings:
         on_non_finite: when a loss or gradient is not finite, "stop"; "skip" the update; or "rollback" to the last
             checkpoint and skip the update when its turn comes again.
         time_limit_seconds: training time, over all starts of the run, after which it saves and stops.
+        on_evaluation_error: "warn" goes on without the scores of an evaluation that fails; "raise" does not.
     """
 
     total_steps: int
@@ -74,6 +107,7 @@ class LoopSettings:
     patience: int | None = None
     on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
     time_limit_seconds: float = math.inf
+    on_evaluation_error: Literal["warn", "raise"] = "warn"
 
 
 @dataclass
