@@ -17,6 +17,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,15 @@ from torch.overrides import TorchFunctionMode
 
 from headstart.models.random_bits import LEVELS, fold, fold_text, keep_mask, split
 
-__all__ = ["RandomKey", "find_unkeyed_draws", "keyed_randomness", "row_mask"]
+__all__ = [
+    "RandomKey",
+    "find_unkeyed_draws",
+    "keyed_randomness",
+    "keyed_streams",
+    "recompute_contexts",
+    "row_mask",
+    "seed_streams",
+]
 
 # Devices whose integers wrap around as the generator needs; others draw from a stream of the micro-batch.
 _KEYED_DEVICES = ("cpu", "cuda")
@@ -112,8 +121,15 @@ class _KeyedDropout(TorchFunctionMode):
         self._num_draws: dict[str, int] = {}
         self._hooks: list[Any] = []
 
+    def from_here(self) -> _KeyedDropout:
+        """Give a mode that draws, when it is entered, what this one will draw next."""
+        mode = _KeyedDropout(self.key, None)
+        mode._names, mode._inside, mode._num_draws = self._names, list(self._inside), dict(self._num_draws)
+        return mode
+
     def __enter__(self) -> _KeyedDropout:
         """Follow which module the forward pass is in."""
+        _entered.append(self)
         self._hooks = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
@@ -125,6 +141,7 @@ class _KeyedDropout(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
+        _entered.remove(self)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -194,6 +211,31 @@ class _KeyedDropout(TorchFunctionMode):
         return torch.matmul(weights.to(value.dtype), value)
 
 
+# The forward passes that are under way, innermost last.
+_entered: list[_KeyedDropout] = []
+
+
+def recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Let a part of a forward pass that is computed again for the backward pass draw the same masks again.
+
+    For activation checkpointing, whose second pass runs when the randomness of the first has been left already.
+
+    Returns:
+        What the first pass and the second run in, as `context_fn` of `torch.utils.checkpoint.checkpoint` gives them.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> layer, values = torch.nn.Dropout(0.5), torch.ones(2, 4, 8, requires_grad=True)
+        >>> with keyed_randomness(RandomKey(seed=0, step=3, row_ids=[7, 9]), torch.device("cpu")):
+        ...     output = checkpoint(layer, values, use_reentrant=False, context_fn=recompute_contexts)
+        >>> output.sum().backward()
+        >>> bool((values.grad == output).all())
+        True
+    """
+    again = _entered[-1].from_here() if _entered else contextlib.nullcontext()
+    return contextlib.nullcontext(), again
+
+
 @contextlib.contextmanager
 def keyed_randomness(
     key: RandomKey, device: torch.device, model: torch.nn.Module | None = None
@@ -217,20 +259,46 @@ def keyed_randomness(
         ...     bool((layer(values) == first).all())
         True
     """
-    state = fold(key.seed, key.step, key.micro_batch)
-    devices = [device] if device.type == "cuda" else []
+    with keyed_streams(key.seed, key.step, key.micro_batch, device=device):
+        if device.type in _KEYED_DEVICES:
+            with _KeyedDropout(key, model) as mode:
+                yield mode
+        else:
+            yield None
+
+
+@contextlib.contextmanager
+def keyed_streams(*parts: int, device: torch.device | None = None) -> Iterator[None]:
+    """Let the global streams (PyTorch's, NumPy's, Python's) start anew as a function of numbers; restore them after.
+
+    Args:
+        parts: what the draws depend on.
+        device: a GPU whose stream is meant, too.
+
+    Example:
+        >>> with keyed_streams(0, 7):
+        ...     first = torch.rand(2)
+        >>> with keyed_streams(0, 7):
+        ...     bool((torch.rand(2) == first).all())
+        True
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
-            _seed_global_streams(state)
-            if device.type in _KEYED_DEVICES:
-                with _KeyedDropout(key, model) as mode:
-                    yield mode
-            else:
-                yield None
+            seed_streams(*parts)
+            yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def seed_streams(*parts: int) -> None:
+    """Let the global streams start anew as a function of numbers."""
+    state = fold(*parts)
+    torch.manual_seed(state >> 1)
+    random.seed(state)
+    np.random.seed(state & 0xFFFFFFFF)
 
 
 def find_unkeyed_draws(
@@ -257,12 +325,6 @@ def find_unkeyed_draws(
         moved = before != _global_streams(device)
     found = list(dict.fromkeys(name or "dropout outside any module" for name in mode.unkeyed))
     return found or (["a global stream"] if moved else [])
-
-
-def _seed_global_streams(state: int) -> None:
-    torch.manual_seed(state >> 1)
-    random.seed(state)
-    np.random.seed(state & 0xFFFFFFFF)
 
 
 def _global_streams(device: torch.device) -> tuple[bytes, ...]:
