@@ -45,12 +45,14 @@ LAYERS = {
     "run_writer": 5,
     "training_run": 5,
     "cli": 6,
+    "drop_in": 6,
+    "evaluate": 6,
     "__init__": 6,
     "__main__": 6,
 }
 # Two folders of one layer do not know each other, but for these, one way only: an update draws its
-# dropout masks through models/dropout.py.
-SIDEWAYS = {("training", "models"), ("__main__", "cli")}
+# dropout masks through models/dropout.py, and the package's own names lead into the drop-in.
+SIDEWAYS = {("training", "models"), ("__main__", "cli"), ("__init__", "drop_in"), ("__init__", "evaluate")}
 HEAVY = ("torch", "transformers", "datasets")
 
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -66,12 +68,23 @@ def package_of(path: Path) -> list[str]:
     return ["headstart", *path.relative_to(ROOT).parts[:-1]]
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
+def for_type_checkers(tree: ast.Module) -> set[ast.AST]:
+    """Give what stands under `if TYPE_CHECKING:` at the top of a module; it is never run."""
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
+def imported(path: Path, *, when_run: bool = False) -> Iterator[tuple[int, str]]:
     """Give line and full name of everything that a module imports, at its top or inside a function.
 
-    ``from a import b`` gives ``a.b``; whether b is a module or a name in one is for the reader.
+    ``from a import b`` gives ``a.b``; whether b is a module or a name in one is for the reader. With when_run, imports
+    for type checkers alone are left out.
     """
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    left_out = for_type_checkers(tree) if when_run else set()
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -109,7 +122,8 @@ def test_imports_go_down(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_outside_libraries_are_named_in_one_place(path: Path) -> None:
     place = path.relative_to(ROOT).as_posix()
-    names = {name for _, name in imported(path)}
+    # The package names for type checkers what it hands through from other libraries; drop_in/ looks it up by its table.
+    names = {name for _, name in imported(path, when_run=place == "__init__.py")}
     if place != "training/device.py":
         assert not [name for name in names if name.split(".")[0] == "accelerate"]
     if place != "models/load.py":
@@ -202,15 +216,26 @@ def test_the_table_names_only_what_exists() -> None:
         ("models/x.py", "from headstart.training.optim import build_optimizer", True),
         ("training/x.py", "from headstart.models.dropout import row_mask", False),
         ("results.py", "from headstart.run import Run", False),
+        ("drop_in/x.py", "from headstart.cli import main", True),
+        ("drop_in/x.py", "from headstart.api import finetune", False),
+        ("api.py", "from headstart.drop_in.trainer import Trainer", True),
+        ("__init__.py", "from headstart.drop_in.lookup import find", False),
         ("brand_new.py", "", True),
     ],
 )
 def test_the_check_finds_an_import_going_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: str, is_fault: bool
 ) -> None:
-    for folder in ("data", "metrics", "models", "training"):
+    for folder in ("cli", "data", "drop_in", "evaluate", "metrics", "models", "training"):
         (tmp_path / folder).mkdir()
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / place
     path.write_text(code, encoding="utf-8")
     assert bool(faults_of(path)) == is_fault
+
+
+def test_an_import_for_type_checkers_alone_is_told_from_one_that_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text("import a\nif TYPE_CHECKING:\n    import b\nif DEBUG:\n    import c\n", encoding="utf-8")
+    assert {name for _, name in imported(path)} == {"a", "b", "c"}
+    assert {name for _, name in imported(path, when_run=True)} == {"a", "c"}

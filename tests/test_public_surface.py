@@ -9,8 +9,9 @@ from headstart.recipe import Recipe
 from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, StopRecord, WarningRecord
 
 NAMES = (
-    "CheckpointError DataError HeadstartError HeadstartWarning ModelError Prediction Recipe RecipeError Run "
-    "TrainingError build_optimizer collate_tokens finetune list_runs load load_checkpoint plan_batches save_checkpoint"
+    "AdamW CheckpointError DataError HeadstartError HeadstartWarning ModelError Prediction Recipe RecipeError Run "
+    "Trainer TrainingArguments TrainingError build_optimizer collate_tokens evaluate finetune list_runs load "
+    "load_checkpoint load_dataset load_metric plan_batches save_checkpoint"
 )
 RECIPE = {
     "task": "name",

@@ -14,7 +14,7 @@ Holds the exception tree, the three-part message and nearest-name suggestions. I
         ├── NonFiniteError               a loss or gradient is NaN or infinite
         └── ProcessLostError             one of several processes has ended or does not answer
 
-    HeadstartWarning     (UserWarning)   rows are cut or left out, in `run.predict` and `run.evaluate`
+    HeadstartWarning     (UserWarning)   rows are cut or left out while predicting; an older name is read
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ProcessLostError(TrainingError):
 
 
 class HeadstartWarning(UserWarning):
-    """Issued where rows are used otherwise than they stand there: cut, or left out."""
+    """Issued where rows are used otherwise than they stand there (cut, or left out), or an older name is read."""
 
 
 def nearest_name(name: str, available: Iterable[str]) -> str | None:

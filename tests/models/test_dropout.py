@@ -8,8 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from headstart.models.dropout import RandomKey, find_unkeyed_draws, keyed_randomness, row_mask
+from headstart.models.dropout import (
+    RandomKey,
+    find_unkeyed_draws,
+    keyed_randomness,
+    keyed_streams,
+    recompute_contexts,
+    row_mask,
+)
 
 CPU = torch.device("cpu")
 
@@ -177,3 +185,52 @@ def test_draws_that_are_not_keyed_are_named(draw: str, found: list[str]) -> None
 
 def test_a_device_without_keyed_draws_is_said() -> None:
     assert find_unkeyed_draws(lambda: None, key([0]), torch.device("meta")) == ["all of them"]
+
+
+class TwoBlocks(torch.nn.Module):
+    """Two blocks that drop twice each, computed again in the backward pass or not."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        self.again = again
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)])
+        self.drop = torch.nn.Dropout(0.5)
+
+    def block(self, layer: torch.nn.Module, values: torch.Tensor) -> torch.Tensor:
+        return self.drop(torch.tanh(layer(self.drop(values)))) + torch.rand(())
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        for layer in self.blocks:
+            if self.again:
+                values = checkpoint(self.block, layer, values, use_reentrant=False, context_fn=recompute_contexts)
+            else:
+                values = self.block(layer, values)
+        return values
+
+
+def test_what_is_computed_again_drops_the_same_elements() -> None:
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model, values = TwoBlocks(again=again), torch.ones(3, 5, 8)
+        with keyed_randomness(key([3, 5, 8]), CPU, model):
+            loss = model(values).square().sum()
+        loss.backward()  # behind the context, as in the loop
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for once, twice in zip(*gradients, strict=True):
+        assert torch.equal(once, twice)
+
+
+def test_keyed_streams_are_a_function_of_the_numbers_and_leave_the_streams_alone() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.random()), random.random()
+
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    with keyed_streams(1, 2):
+        first = draw()
+    with keyed_streams(1, 2):
+        assert draw() == first
+    with keyed_streams(2, 1):
+        assert draw() != first
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]

@@ -1,6 +1,6 @@
 """The loop alone: a linear model, made-up batches, and parts that write down when they are called."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -60,6 +60,9 @@ class Bench:
         return {"score": float(next(self.scores))}
 
     def run(self, hooks: StepHooks | None = None) -> list[Record]:
+        return list(self.iterate(hooks))
+
+    def iterate(self, hooks: StepHooks | None = None) -> Iterator[Record]:
         parts = LoopParts(
             make_batch=lambda rows: {"x": self.features[rows], "y": self.targets[rows]},
             count=lambda batch: len(batch["y"]),
@@ -69,11 +72,9 @@ class Bench:
             hooks=hooks or StepHooks(),
         )
         device = choose_device("cpu", "fp32", threads=1)
-        return list(
-            train(
-                self.model, self.optimizer, self.plan, parts, self.settings,
-                device=device, state=self.state, requests=self.requests,
-            )
+        return train(
+            self.model, self.optimizer, self.plan, parts, self.settings,
+            device=device, state=self.state, requests=self.requests,
         )  # fmt: skip
 
 
@@ -136,6 +137,53 @@ def test_a_request_is_answered_once_after_the_step() -> None:
         StepRecord, StepRecord, EvaluationRecord, CheckpointRecord, StepRecord,
     ]  # fmt: skip
     assert sum(isinstance(record, EvaluationRecord) for record in records) == 1
+
+
+def test_what_is_asked_for_at_a_record_is_heard_before_the_next_step() -> None:
+    """A front end that saves, then evaluates, then saves again, all after one step."""
+    bench = Bench(total_steps=2)
+    words = iter(["save", "evaluate", "save"])
+    kinds = []
+    for record in bench.iterate():
+        kinds.append(type(record))
+        if bench.state.step == 1 and (word := next(words, None)):
+            bench.requests.add(word)
+    assert kinds == [
+        StepRecord, CheckpointRecord, EvaluationRecord, CheckpointRecord, StepRecord, CheckpointRecord, StopRecord,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "saved"), [("end", []), ("stop", [2])])
+def test_a_training_is_ended_with_a_checkpoint_or_without(word: str, saved: list[int]) -> None:
+    bench = Bench()
+    records = []
+    for record in bench.iterate():
+        records.append(record)
+        if isinstance(record, StepRecord) and record.step == 2:
+            bench.requests.add(word)
+    assert [record.step for record in records if isinstance(record, CheckpointRecord)] == saved
+    last = records[-1]
+    assert isinstance(last, StopRecord) and (last.step, last.reason) == (2, "requested")
+
+
+def test_ending_at_the_last_step_saves_nothing() -> None:
+    bench = Bench(total_steps=2)
+    for record in bench.iterate():
+        if isinstance(record, StepRecord) and record.step == 2:
+            bench.requests.add("end")
+    assert isinstance(record, StopRecord) and record.reason == "done"
+    assert not [line for line in bench.diary if line.startswith("save")]
+
+
+def test_an_evaluation_that_fails_costs_its_scores_or_the_training() -> None:
+    bench = Bench(total_steps=2, evaluate_every=Duration(1, "steps"))
+    bench.scores = iter(())
+    warnings = [record for record in bench.run() if isinstance(record, WarningRecord)]
+    assert [record.kind for record in warnings] == ["evaluation", "evaluation"]
+    bench = Bench(evaluate_every=Duration(1, "steps"), on_evaluation_error="raise")
+    bench.scores = iter(())
+    with pytest.raises(RuntimeError):  # what a generator makes of the StopIteration
+        bench.run()
 
 
 @pytest.mark.parametrize(("higher", "best_steps"), [(True, [2, 4, 6]), (False, [2])])
