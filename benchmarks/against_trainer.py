@@ -4,10 +4,11 @@
     python benchmarks/against_trainer.py --train train.jsonl --validation validation.jsonl --columns text=s1,pair=s2
 
 Same checkpoint, rows, optimizer, learning rate, schedule, epochs and batch size. The Trainer is set up as its tutorials
-have it: `map` with truncation, `DataCollatorWithPadding` (dynamic padding), its defaults otherwise. Each
-contestant runs in a process of its own; rounds alternate, and their order turns from round to round, so that a machine
-that slows down slows all of them. Samples a second cover the training steps alone (data loading included; loading the
-model, evaluating and saving apart), memory is the highest resident size of the whole process.
+have it: `map` with truncation, `DataCollatorWithPadding` (dynamic padding), its defaults otherwise. The drop-in is that
+script with headstart's Trainer; "fast" has headstart's batch order and precision. Each contestant runs in a process of
+its own; rounds alternate, and their order turns from round to round, so that a machine that slows down slows all of
+them. Samples a second cover the training steps alone (data loading included; loading the model, evaluating and saving
+apart), memory is the highest resident size of the whole process.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import Any
 CONTESTANTS = {
     "Trainer": {"library": "transformers", "precision": "fp32"},
     "Trainer, bf16": {"library": "transformers", "precision": "bf16"},
+    "drop-in": {"library": "drop-in", "precision": "fp32"},
+    "drop-in, bf16": {"library": "drop-in", "precision": "bf16"},
+    "drop-in, fast": {"library": "drop-in", "precision": "fast"},
     "headstart, fp32": {"library": "headstart", "precision": "fp32"},
     "headstart": {"library": "headstart", "precision": "auto"},
 }
@@ -72,17 +76,20 @@ def read_rows(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
     return tables, {role: name for role, name in columns.items() if name is not None}
 
 
-def run_trainer(arguments: argparse.Namespace, precision: str, folder: str) -> dict[str, float]:
+def run_trainer(arguments: argparse.Namespace, library: str, precision: str, folder: str) -> dict[str, float]:
     import numpy as np
     import torch
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
-        Trainer,
-        TrainingArguments,
         set_seed,
     )
+
+    if library == "drop-in":
+        from headstart import Trainer, TrainingArguments
+    else:
+        from transformers import Trainer, TrainingArguments
 
     from headstart.models.load import resolve_checkpoint
 
@@ -115,6 +122,7 @@ def run_trainer(arguments: argparse.Namespace, precision: str, folder: str) -> d
             report_to=[],
             disable_tqdm=True,
             seed=arguments.seed,
+            **({"headstart": "fast"} if precision == "fast" else {}),
         ),
         train_dataset=encoded["train"],
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -164,9 +172,12 @@ def run_headstart(arguments: argparse.Namespace, precision: str, folder: str) ->
 
 def run_worker(arguments: argparse.Namespace) -> None:
     contestant = CONTESTANTS[arguments.worker]
-    run = run_trainer if contestant["library"] == "transformers" else run_headstart
+    library, precision = contestant["library"], contestant["precision"]
     with tempfile.TemporaryDirectory() as folder:
-        result = run(arguments, contestant["precision"], folder)
+        if library == "headstart":
+            result = run_headstart(arguments, precision, folder)
+        else:
+            result = run_trainer(arguments, library, precision, folder)
     result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("RESULT " + json.dumps(result))
 

@@ -42,6 +42,19 @@ LEFT_OUT = {
     ),
     "accelerate": (),
 }
+# What example scripts import from below the top of a library; handed through beside the names at the top.
+BELOW = {
+    "transformers.trainer_callback": ("CallbackHandler",),
+    "transformers.trainer_utils": (
+        "EvalLoopOutput",
+        "PredictionOutput",
+        "TrainOutput",
+        "get_last_checkpoint",
+        "speed_metrics",
+    ),
+    "transformers.utils": ("check_min_version",),
+    "transformers.utils.versions": ("require_version",),
+}
 
 
 def public_names(library: str) -> list[str]:
@@ -67,6 +80,12 @@ def collect() -> tuple[dict[str, list[str]], list[str]]:
         left_out = {*OWN[library], *LEFT_OUT[library], *taken}
         names[library] = [name for name in public_names(library) if name not in left_out]
         taken.update(names[library])
+    for module, below in BELOW.items():
+        names[module] = sorted(set(below) - taken)
+        missing = [name for name in below if not hasattr(importlib.import_module(module), name)]
+        if missing:
+            sys.exit(f"{module} has no {', '.join(missing)}.")
+        taken.update(names[module])
     places = importlib.import_module("transformers")._class_to_module
     auto = [
         name
@@ -110,7 +129,7 @@ def render() -> str:
         f'AUTO_CLASSES = """\n{block(auto)}\n"""',
         "",
         "NAMES = {",
-        *(f'    "{library}": """\n{block(names[library])}\n""",' for library in LIBRARIES),
+        *(f'    "{module}": """\n{block(listed)}\n""",' for module, listed in names.items() if listed),
         "}",
         "",
     ]

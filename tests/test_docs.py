@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,12 +95,33 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+@pytest.fixture
+def folder_with_names(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """Make a folder that has under their names what the examples would else have from a hub."""
+    shutil.copytree(tiny_model_dir, tmp_path / "bert-base-uncased")
+    words = ["good", "bad", "great", "dull", "fine"]
+    for name, num_rows in (("train", 60), ("validation", 20)):
+        rows = [
+            {"sentence1": f"a {words[row % 5]} film", "sentence2": f"the film was {words[row % 3]}", "label": row % 2}
+            for row in range(num_rows)
+        ]
+        file = tmp_path / "glue" / "mrpc" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, num_rows in (("train", 50), ("test", 20)):
+        lines = [f"a {words[row % 5]} place,{row % 5}\n" for row in range(num_rows)]
+        file = tmp_path / "yelp_review_full" / f"{name}.csv"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_example_runs(example: Path, tmp_path: Path) -> None:
+def test_example_runs(example: Path, folder_with_names: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(example)],
-        cwd=tmp_path,
+        cwd=folder_with_names,
         capture_output=True,
         text=True,
         check=False,

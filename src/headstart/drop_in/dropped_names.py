@@ -87,6 +87,7 @@ DROPPED = {
     "PyTorchBenchmark": "Measure with torch.utils.benchmark.",
     "PyTorchBenchmarkArguments": "Measure with torch.utils.benchmark.",
     "Wav2Vec2Tokenizer": "Use Wav2Vec2CTCTokenizer.",
+    "send_example_telemetry": "transformers sends none any more: leave the line out.",
     "prune_layer": "Use torch.nn.utils.prune.",
     "is_tf_available": _NO_TENSORFLOW + "The answer is always no: remove the line.",
     "is_flax_available": _NO_TENSORFLOW + "The answer is always no: remove the line.",

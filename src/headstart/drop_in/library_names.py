@@ -898,4 +898,16 @@ dispatch_model find_executable_batch_size infer_auto_device_map init_empty_weigh
 load_checkpoint_and_dispatch load_checkpoint_in_model notebook_launcher prepare_pippy skip_first_batches
 synchronize_rng_states
 """,
+    "transformers.trainer_callback": """
+CallbackHandler
+""",
+    "transformers.trainer_utils": """
+EvalLoopOutput PredictionOutput TrainOutput get_last_checkpoint speed_metrics
+""",
+    "transformers.utils": """
+check_min_version
+""",
+    "transformers.utils.versions": """
+require_version
+""",
 }

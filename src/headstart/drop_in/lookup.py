@@ -99,11 +99,12 @@ def _hand_through(name: str, library: str, own: Sequence[str], for_import: bool)
     except AttributeError:
         if name not in library_names():
             raise _missing(name, own, for_import) from None
-        installed = importlib.metadata.version(library)
+        package = library.partition(".")[0]
+        installed = importlib.metadata.version(package)
         raise _error(
-            f"{library} {installed} has no {name}, which headstart knows from {library} {VERSIONS[library]}.",
+            f"{library} {installed} has no {name}, which headstart knows from {package} {VERSIONS[package]}.",
             "",
-            f"Install {library} {VERSIONS[library]}, or use another name.",
+            f"Install {package} {VERSIONS[package]}, or use another name.",
             name,
             for_import,
         ) from None
