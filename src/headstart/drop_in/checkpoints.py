@@ -242,7 +242,9 @@ class Checkpoints(Optimization):
             if self._is_adapter:
                 from peft import set_peft_model_state_dict  # type: ignore[import-not-found,unused-ignore]
 
-                set_peft_model_state_dict(self.model, load_file(folder / _ADAPTER))
+                for name in self.model.peft_config:
+                    place = folder if name == "default" else folder / name
+                    set_peft_model_state_dict(self.model, load_file(place / _ADAPTER), adapter_name=name)
             elif (folder / _WEIGHTS).exists():
                 tensors = load_file(folder / _WEIGHTS)
                 load_weights(self.model, _renamed(self.model, folder, tensors), origin)

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import IterableDatasetShard, LengthGroupedSam
 from transformers.trainer_utils import RemoveColumnsCollator, has_length, unwrap_peft_model
 
 from headstart.drop_in.attributes import TrainerAttributes, library_logger
-from headstart.drop_in.batches import LengthOrder, SeededRandomSampler
+from headstart.drop_in.orders import LengthOrder, SeededRandomSampler
 from headstart.errors import ColumnError, DataError, suggest
 
 __all__ = ["DataLoaders"]
@@ -110,6 +110,11 @@ class DataLoaders(TrainerAttributes):
         if name is not None and self.args.dataloader_persistent_workers:
             self._evaluation_loaders[name] = prepared  # so that its workers are there the next time
         return prepared
+
+    def _end_evaluation_workers(self) -> None:
+        """End workers that wait for the next evaluation; left to the garbage collector it would wait for them."""
+        for loader in self._evaluation_loaders.values():
+            getattr(loader, "base_dataloader", loader)._iterator = None  # accelerate's loader reads another
 
     def _worker_options(self, collate: Callable[..., Any]) -> dict[str, Any]:
         return {

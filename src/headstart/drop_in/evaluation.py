@@ -23,6 +23,7 @@ from transformers.trainer_utils import (
 
 from headstart.drop_in.attributes import library_logger
 from headstart.drop_in.losses import Losses, takes_argument
+from headstart.drop_in.stream_plan import num_rows_of, part_of_batch
 
 __all__ = ["Evaluation"]
 
@@ -71,6 +72,8 @@ class Evaluation(Losses):
         )
         self._add_speed(output, started, metric_key_prefix)
         metrics = output.metrics or {}
+        if not self.is_in_train:
+            self._end_evaluation_workers()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._memory_tracker.stop_and_update_metrics(metrics)
@@ -132,6 +135,8 @@ class Evaluation(Losses):
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number when it begins
             for index, inputs in enumerate(dataloader):
                 losses, logits, labels = self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
+                if self.args.world_size > 1 and losses is not None:
+                    losses = self._loss_of_own_rows(model, inputs, losses, dataloader)
                 kept.add(inputs, losses, logits, labels)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
                 if every is not None and (index + 1) % every == 0:
@@ -221,6 +226,21 @@ class Evaluation(Losses):
         if callable(getattr(self.optimizer, "eval", None)):
             self.optimizer.eval()
         return model
+
+    def _loss_of_own_rows(self, model: Any, inputs: Any, loss: torch.Tensor, dataloader: DataLoader[Any]) -> Any:
+        """Give the mean loss of a batch without the rows that accelerate repeats to fill the last one.
+
+        Repeated rows are the last ones of a batch, and fall away where predictions are gathered.
+        """
+        progress, size = self.accelerator.gradient_state, self.args.eval_batch_size
+        is_stream = isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
+        if is_stream or not progress.end_of_dataloader or progress.remainder <= 0:
+            return loss
+        own = min(size, max(0, progress.remainder - self.args.process_index * size))
+        num_rows = num_rows_of(inputs)
+        if not 0 < own < num_rows:
+            return loss
+        return self.prediction_step(model, part_of_batch(inputs, 0, own, num_rows), prediction_loss_only=True)[0]
 
     def _add_speed(self, output: EvalLoopOutput, started: float, prefix: str) -> None:
         assert output.metrics is not None and output.num_samples is not None

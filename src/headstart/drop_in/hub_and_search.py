@@ -49,7 +49,18 @@ class HubAndSearch(Checkpoints):
 
     def store_flos(self) -> None:
         """Add the operations since the last time to the state."""
+        self.current_flos = float(self.current_flos)  # of one type in all processes, also where one had no rows
         _Library.store_flos(self)
+
+    def set_initial_training_values(self, args: transformers.TrainingArguments, dataloader: Any) -> Any:
+        """Count epochs, steps and rows of a training; see `transformers.Trainer.set_initial_training_values`."""
+        return _Library.set_initial_training_values(self, args, dataloader)
+
+    def get_tp_size(self) -> int:
+        """Count the processes that share one layer: one."""
+        return 1
+
+    get_cp_size = get_sp_size = get_tp_size
 
     def _hp_search_setup(self, trial: Any) -> None:
         _Library._hp_search_setup(self, trial)

@@ -6,13 +6,12 @@ train()                     ->  `training.py`, which drives `headstart.training.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -32,11 +31,9 @@ from transformers import (
 )
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, ExportableState
-from transformers.trainer_pt_utils import LabelSmoother, log_metrics, metrics_format, save_metrics, save_state
+from transformers.trainer_pt_utils import log_metrics, metrics_format, save_metrics, save_state
 from transformers.trainer_utils import (
     SaveStrategy,
     TrainerMemoryTracker,
@@ -46,26 +43,23 @@ from transformers.trainer_utils import (
     enable_full_determinism,
     has_length,
     set_seed,
-    unwrap_peft_model,
-    validate_quantization_for_training,
 )
-from transformers.utils.generic import can_return_loss, find_labels
 
 from headstart.drop_in.argument_tables import plain
 from headstart.drop_in.arguments import check_arguments, chosen_mode, tensorboard_folder
-from headstart.drop_in.hub_and_search import HubAndSearch
+from headstart.drop_in.attributes import library_logger
+from headstart.drop_in.extent import extent_of
 from headstart.drop_in.losses import takes_argument
-from headstart.drop_in.training import Training, extent_of
-from headstart.errors import HeadstartWarning, ModelError, RecipeError
-from headstart.models.dropout import recompute_contexts
-from headstart.training.device import Device, has_fast_bfloat16, make_accelerator
+from headstart.drop_in.model_intake import ModelIntake
+from headstart.drop_in.training import Training
+from headstart.errors import HeadstartWarning, RecipeError
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(HubAndSearch):
+class Trainer(ModelIntake):
     """Trains, evaluates and saves a model, with the interface of transformers' Trainer and the loop of headstart.
 
     What differs from transformers' own stands in `docs/drop_in.md`: checkpoints are whole or not there, resuming goes
@@ -143,13 +137,16 @@ class Trainer(HubAndSearch):
             if processing_class is not None and processing_class is not tokenizer:
                 raise RecipeError("Trainer got tokenizer and processing_class.", "one of them.", "Leave tokenizer out.")
             processing_class = tokenizer
-            warnings.warn("Trainer: tokenizer is called processing_class now.", HeadstartWarning, stacklevel=2)
+            if self.is_world_process_zero():
+                warnings.warn("Trainer: tokenizer is called processing_class now.", HeadstartWarning, stacklevel=2)
         self._mode = chosen_mode(args)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         self.create_accelerator_and_postprocess()
         self._memory_tracker = TrainerMemoryTracker(args.skip_memory_metrics)
         self._memory_tracker.start()
         transformers.logging.set_verbosity(args.get_process_log_level())
+        if not self.is_world_process_zero():
+            logging.getLogger("headstart.drop_in").setLevel(logging.ERROR)  # one process says it
         for notice in notices:
             logger.warning(notice)
 
@@ -204,18 +201,6 @@ class Trainer(HubAndSearch):
         if getattr(self.model, "config", None) is not None:
             self.model.config.use_cache = args.use_cache
         self._memory_tracker.stop_and_update_metrics()
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Make the Accelerator that scripts use, and choose device and precision."""
-        args = self.args
-        if args.n_gpu > 1:
-            args._n_gpu = 1  # so that a batch is that of one GPU; check_arguments has said it
-        self.accelerator = make_accelerator(args.mixed_precision)
-        self.gather_function = self.accelerator.gather_for_metrics
-        device = args.device
-        fast = self._mode == "fast" and has_fast_bfloat16(device.type)
-        chosen: Literal["bf16", "fp32"] = "bf16" if args.mixed_precision == "bf16" or fast else "fp32"
-        self._device = Device(device, chosen, torch.get_num_threads())
 
     def train(
         self,
@@ -320,8 +305,12 @@ class Trainer(HubAndSearch):
         """Count the operations and tokens of a micro-batch."""
         self.current_flos += float(self.floating_point_ops(batch))
         kind = self.args.include_num_input_tokens_seen
-        ids = batch.get(getattr(self.model, "main_input_name", "input_ids")) if hasattr(batch, "get") else None
-        if kind == "no" or ids is None:
+        if kind == "no":
+            return
+        name = getattr(self.model, "main_input_name", "input_ids")
+        ids = batch.get(name) if hasattr(batch, "get") else None
+        if ids is None:
+            library_logger.warning_once(f'include_num_input_tokens_seen: the batches have no "{name}" to count')
             return
         tokens = ids.numel()
         if kind == "non_padding":
@@ -330,6 +319,8 @@ class Trainer(HubAndSearch):
                 tokens = int(batch["attention_mask"].sum())
             elif pad is not None:
                 tokens = int((ids != pad).sum())
+            else:
+                library_logger.warning_once("include_num_input_tokens_seen: padding is not known, and is counted")
         self._own_tokens += tokens
 
     def add_work(self, processes: Any) -> None:
@@ -358,57 +349,6 @@ class Trainer(HubAndSearch):
     def end(self) -> None:
         """Close the trackers and leave the other processes; the last call of a script."""
         self.accelerator.end_training()
-
-    def _take_model(self, model: Any, *, anew: bool = False) -> None:
-        if model is None:
-            if self.model_init is None:
-                raise ModelError("Trainer has no model.", "model or model_init.", "Give it one of them.")
-            model = self.call_model_init()
-        elif self.model_init is not None and not anew:
-            raise ModelError("Trainer got model and model_init.", "one of them.", "Leave one out.")
-        bare = [
-            name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)
-        ]
-        takes_labels = find_labels(type(model)) or can_return_loss(type(model))
-        if type(model).__name__ in bare and not takes_labels:
-            raise ModelError(
-                f"{type(model).__name__} has no head: it gives hidden states, and takes no labels.",
-                "a model with a head for the task.",
-                "Load it with AutoModelForSequenceClassification, or another AutoModelFor... class.",
-            )
-        validate_quantization_for_training(model)
-        is_placed = getattr(model, "hf_device_map", None) is not None
-        self.place_model_on_device = not is_placed and not self.args.bf16_full_eval
-        if self.place_model_on_device:
-            model = model.to(self.args.device)
-        self.model = self.model_wrapped = model
-
-    def _look_at_model(self) -> None:
-        model = unwrap_peft_model(self.model)
-        if hasattr(model, "accepts_loss_kwargs"):
-            self.model_accepts_loss_kwargs = bool(model.accepts_loss_kwargs)
-        else:
-            parameters = inspect.signature(model.forward).parameters.values()
-            self.model_accepts_loss_kwargs = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
-        names = self.args.label_names
-        self.label_names = find_labels(type(model)) if names is None else names
-        self.can_return_loss = can_return_loss(type(model))
-        config = getattr(model, "config", None)
-        kind = getattr(model, "loss_type", None)
-        # A class whose name does not tell its loss has the one of language models by default.
-        is_causal = LOSS_MAPPING.get(kind or "") is ForCausalLMLoss or (
-            kind is None and type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        )
-        self._loss_shifts_labels = is_causal and not getattr(config, "is_encoder_decoder", False)
-        self.label_smoother = None
-        if self.args.label_smoothing_factor != 0:
-            if getattr(config, "problem_type", None) == "multi_label_classification":
-                raise RecipeError(
-                    "label_smoothing_factor is set, and the model has several labels a row.",
-                    "one label a row.",
-                    "Leave label_smoothing_factor out.",
-                )
-            self.label_smoother = LabelSmoother(epsilon=self.args.label_smoothing_factor)
 
     def _check_together(self) -> None:
         """Raise for what contradicts each other, before any work."""
@@ -457,19 +397,6 @@ class Trainer(HubAndSearch):
             if isinstance(saved, dict) and callback is not self.control:
                 for name, value in saved.get("attributes", {}).items():
                     setattr(callback, name, value)
-
-    def _checkpoint_activations(self) -> None:
-        """Compute activations again in the backward pass, with the same dropout."""
-        if not self.args.activation_checkpointing:
-            return
-        given: Any = self.args.activation_checkpointing_kwargs or {}
-        options = dict(given)
-        if options.pop("use_reentrant", False):
-            logger.warning("activation checkpointing: use_reentrant=False is used, which draws the same dropout again")
-        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-        self.model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs={**options, "use_reentrant": False, "context_fn": recompute_contexts}, **own
-        )
 
     def _say_how_losses_enter(self) -> None:
         """Say in a line where an update's loss is not, or not as in transformers, a mean over its targets."""

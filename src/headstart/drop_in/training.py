@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -26,18 +24,16 @@ import numpy as np
 import torch
 from rich.console import Console
 from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
     SaveStrategy,
     TrainOutput,
-    has_length,
     sort_checkpoints,
     speed_metrics,
 )
 
 from headstart.drop_in.attributes import library_logger
-from headstart.drop_in.batches import RowPlan, StreamPlan, plan_of
-from headstart.drop_in.checkpoints import Resumed
-from headstart.errors import NonFiniteError, RecipeError
+from headstart.drop_in.extent import Extent
+from headstart.drop_in.training_progress import TrainingProgress
+from headstart.errors import NonFiniteError
 from headstart.interruption import Interruption, Stopped
 from headstart.run_writer import share_state
 from headstart.runlog import (
@@ -49,71 +45,21 @@ from headstart.runlog import (
     WarningRecord,
 )
 from headstart.training.allocator import keep_freed_memory
-from headstart.training.device import join_processes
 from headstart.training.loop import train
-from headstart.training.processes import Processes
 from headstart.training.state import LoopParts, LoopSettings, StepHooks, TrainState
 from headstart.training.whole_folder import discard_folder
 
 if TYPE_CHECKING:
     from headstart.drop_in.trainer import Trainer
 
-__all__ = ["Extent", "Training", "extent_of"]
+__all__ = ["Training"]
 
 logger = logging.getLogger(__name__)
 
 Word = Literal["evaluate", "save"]
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How long a training is.
-
-    Args:
-        max_steps: updates.
-        num_epochs: passes, the last of which may be cut short.
-        batches_in_epoch: of one process.
-        steps_in_epoch: updates of a whole epoch.
-        num_samples: rows of the whole training, each pass counted.
-    """
-
-    max_steps: int
-    num_epochs: int
-    batches_in_epoch: int
-    steps_in_epoch: int
-    num_samples: float
-
-
-def extent_of(trainer: Trainer, dataloader: Any) -> Extent:
-    """Count the steps of a training, as transformers does.
-
-    Raises:
-        RecipeError: the length of the data is not known, and `max_steps` is not set.
-    """
-    args = trainer.args
-    accumulation = args.gradient_accumulation_steps
-    rows_of_step = trainer._train_batch_size * accumulation * args.world_size
-    sized: bool = has_length(dataloader)
-    if not sized:
-        if args.max_steps <= 0:
-            raise RecipeError(
-                "The training set has no length, so the number of steps is not known.",
-                "max_steps.",
-                "Set max_steps in TrainingArguments.",
-            )
-        batches = args.max_steps * accumulation
-        return Extent(args.max_steps, sys.maxsize, batches, args.max_steps, args.max_steps * rows_of_step)
-    batches = math.ceil(len(dataloader) / args.world_size)
-    steps_in_epoch = max(1, math.ceil(batches / accumulation))
-    if args.max_steps > 0:
-        num_epochs = math.ceil(args.max_steps / steps_in_epoch)
-        return Extent(args.max_steps, num_epochs, batches, steps_in_epoch, args.max_steps * rows_of_step)
-    max_steps = math.ceil(args.num_train_epochs * steps_in_epoch)
-    num_samples = trainer.num_examples(dataloader) * args.num_train_epochs
-    return Extent(max_steps, math.ceil(args.num_train_epochs), batches, steps_in_epoch, num_samples)
-
-
-class Training:
+class Training(TrainingProgress):
     """Drives the loop for a Trainer.
 
     Args:
@@ -127,70 +73,19 @@ class Training:
     def __init__(
         self, trainer: Trainer, extent: Extent, dataloader: Any, trial: Any, ignore_keys: list[str] | None
     ) -> None:
-        self.trainer = trainer
-        self.extent = extent
-        self.trial = trial
+        super().__init__(trainer, extent, dataloader, trial)
         self.ignore_keys = ignore_keys
-        args = trainer.args
-        self.processes = (
-            join_processes(trainer._device, timeout_seconds=args.ddp_timeout) if args.world_size > 1 else Processes()
-        )
-        self.plan: RowPlan | StreamPlan = plan_of(
-            dataloader,
-            accumulation=args.gradient_accumulation_steps,
-            rank=self.processes.rank,
-            num_processes=self.processes.count,
-            total_steps=extent.max_steps,
-            seed=trainer._data_seed,
-        )
-        self.train_state = TrainState()
         self.requests: set[str] = set()
         self.following: Iterator[Word] = iter(())
         self.started = time.time()
         self.is_in_epoch = False
         self.epoch = 0
-        self.epoch_end_is_due = False
         self.is_new_best = self.is_saved = False
         self.learning_rate = 0.0
-        self.first_step = 0
-        self.last_logged = 0
-        self.loss = torch.tensor(0.0)  # since the last line of the history, in float32 as transformers adds it
-        self.total_loss = 0.0
         self.last_record: StepRecord | None = None
         self._batches_done = 0  # of the epoch
         self._made: list[int] = []  # micro-batches of the update
         self._ran = 0
-
-    def resume(self, resumed: Resumed, folder: Path) -> None:
-        """Go on from a checkpoint whose model and history are loaded already."""
-        trainer, plan = self.trainer, self.plan
-        trainer._load_optimizer(folder)
-        values = resumed.values
-        self.train_state = TrainState.from_dict(values["train"]) if values else TrainState(step=resumed.step)
-        place = values.get("place")
-        if place is None:
-            epoch = resumed.step // self.extent.steps_in_epoch
-            place = {"epoch": epoch, "first_step": epoch * self.extent.steps_in_epoch}
-        plan.remember(**place)
-        if isinstance(plan, StreamPlan) and resumed.step > place["first_step"]:
-            if trainer.args.ignore_data_skip:
-                plan.skip_to(resumed.step)
-            else:
-                logger.warning(
-                    "the training set is a stream: the first %d updates of epoch %d are read again to find its place",
-                    resumed.step - place["first_step"],
-                    place["epoch"],
-                )
-        rows = values.get("rows")
-        if rows is not None and rows != self._num_rows():
-            logger.warning(
-                "the training set had %s rows when this checkpoint was written, and has %s", rows, self._num_rows()
-            )
-        self.first_step = resumed.step
-        self.last_logged = int(values.get("last_logged", resumed.step))
-        self.loss += values.get("loss", 0.0)
-        self.total_loss = -self.loss.item()  # what was lost before belongs to the call before
-        self.epoch_end_is_due = bool(values.get("epoch_end_is_due", False))
 
     def run(self) -> TrainOutput:
         """Train, and give what `Trainer.train` gives."""
@@ -198,6 +93,7 @@ class Training:
         with contextlib.ExitStack() as stack:
             stack.enter_context(keep_freed_memory())
             stack.callback(self.plan.close)
+            stack.callback(trainer._end_evaluation_workers)
             saves = args.save_strategy != SaveStrategy.NO
             if saves and args.should_save:
                 folder = Path(trainer._get_output_dir(self.trial))
@@ -210,8 +106,13 @@ class Training:
             trainer.control = handler.on_train_begin(args, trainer.state, trainer.control)
             if args.eval_on_start:
                 trainer._evaluate(self.trial, self.ignore_keys, skip_scheduler=True)
+            if self.is_ended:
+                logger.warning("early stopping ended this training at step %d: nothing is left to do", self.first_step)
+                trainer.control.should_training_stop = True
             if self.epoch_end_is_due:
                 self._end_epoch_directly()
+            if (self.first_step or self.is_ended) and self._is_over:
+                self.requests.add("end")
             interruption = Interruption(self.requests, Console(stderr=True, quiet=True), ends_process=False)
             try:
                 if saves:
@@ -434,41 +335,6 @@ class Training:
         """Write a checkpoint; see `LoopParts.save`."""
         self.trainer._save_checkpoint(self.trainer.model, self.trial)
         return []
-
-    def write_checkpoint(self) -> None:
-        """Write a checkpoint, and remove those that are no longer wanted."""
-        trainer, args, state = self.trainer, self.trainer.args, self.train_state
-        if self.trial is None:
-            trainer.store_flos()
-        run_dir = Path(trainer._get_output_dir(self.trial))
-        epoch, index = self.plan.locate(state.step)
-        values = {
-            "train": state.to_dict(),
-            "place": {"epoch": epoch, "first_step": state.step - index},
-            "rows": self._num_rows(),
-            "loss": self.loss.item(),
-            "last_logged": self.last_logged,
-            "epoch_end_is_due": self.epoch_end_is_due,
-        }
-        best = trainer.state.best_global_step
-        trainer._write_checkpoint(
-            run_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}",
-            values,
-            run_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}" if best else None,
-        )
-        if args.push_to_hub:
-            trainer._push_from_checkpoint(str(run_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"))
-        limit = args.save_total_limit
-        if args.should_save and limit is not None and limit > 0:
-            folders = sort_checkpoints(str(run_dir), use_mtime=True)
-            kept = {folders[-1], trainer.state.best_model_checkpoint}
-            surplus = [folder for folder in folders if folder not in kept]
-            for folder in surplus[: max(0, len(folders) - max(limit, len(kept & set(folders))))]:
-                discard_folder(Path(folder))
-
-    def _num_rows(self) -> int | None:
-        dataset = self.trainer.train_dataset
-        return len(dataset) if has_length(dataset) else None
 
     # At the end
 

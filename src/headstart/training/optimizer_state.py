@@ -168,12 +168,14 @@ def _restore_scalar(key: str, tensor: torch.Tensor) -> tuple[str, Any]:
 
 
 def _check_leaf(full_name: str, key: str, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
-    """Compare a tensor with its parameter: alike, or (factored state) one that broadcasts to it."""
+    """Compare a tensor with its parameter: alike; one that broadcasts to it; or (factored) some of its dimensions."""
     if key in _ELEMENTWISE:
         fits = tensor.shape == parameter.shape and tensor.dtype == parameter.dtype
     else:
         pairs = zip(reversed(tensor.shape), reversed(parameter.shape), strict=False)
         fits = tensor.ndim <= parameter.ndim and all(size in (1, other) for size, other in pairs)
+        sizes = iter(parameter.shape)
+        fits = fits or all(size in sizes for size in tensor.shape)  # in their order
     if not fits:
         raise _mismatch(
             full_name,

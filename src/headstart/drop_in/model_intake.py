@@ -1,0 +1,103 @@
+"""How a Trainer takes a model: on its device, looked at for what it takes and gives."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, Literal
+
+import torch
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import unwrap_peft_model, validate_quantization_for_training
+from transformers.utils.generic import can_return_loss, find_labels
+
+from headstart.drop_in.hub_and_search import HubAndSearch
+from headstart.errors import ModelError, RecipeError
+from headstart.models.dropout import recompute_contexts
+from headstart.training.device import Device, has_fast_bfloat16, make_accelerator
+
+__all__ = ["ModelIntake"]
+
+logger = logging.getLogger(__name__)
+
+
+class ModelIntake(HubAndSearch):
+    """Takes models, and chooses where and how they compute."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the Accelerator that scripts use, and choose device and precision."""
+        args = self.args
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # so that a batch is that of one GPU; check_arguments has said it
+        self.accelerator = make_accelerator(args.mixed_precision)
+        self.gather_function = self.accelerator.gather_for_metrics
+        device = args.device
+        fast = self._mode == "fast" and has_fast_bfloat16(device.type)
+        chosen: Literal["bf16", "fp32"] = "bf16" if args.mixed_precision == "bf16" or fast else "fp32"
+        self._device = Device(device, chosen, torch.get_num_threads())
+
+    def _take_model(self, model: Any, *, anew: bool = False) -> None:
+        if model is None:
+            if self.model_init is None:
+                raise ModelError("Trainer has no model.", "model or model_init.", "Give it one of them.")
+            model = self.call_model_init()
+        elif self.model_init is not None and not anew:
+            raise ModelError("Trainer got model and model_init.", "one of them.", "Leave one out.")
+        bare = [
+            name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)
+        ]
+        takes_labels = find_labels(type(model)) or can_return_loss(type(model))
+        if type(model).__name__ in bare and not takes_labels:
+            raise ModelError(
+                f"{type(model).__name__} has no head: it gives hidden states, and takes no labels.",
+                "a model with a head for the task.",
+                "Load it with AutoModelForSequenceClassification, or another AutoModelFor... class.",
+            )
+        validate_quantization_for_training(model)
+        is_placed = getattr(model, "hf_device_map", None) is not None
+        self.place_model_on_device = not is_placed and not self.args.bf16_full_eval
+        if self.place_model_on_device:
+            model = model.to(self.args.device)
+        self.model = self.model_wrapped = model
+
+    def _look_at_model(self) -> None:
+        model = unwrap_peft_model(self.model)
+        if hasattr(model, "accepts_loss_kwargs"):
+            self.model_accepts_loss_kwargs = bool(model.accepts_loss_kwargs)
+        else:
+            parameters = inspect.signature(model.forward).parameters.values()
+            self.model_accepts_loss_kwargs = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+        names = self.args.label_names
+        self.label_names = find_labels(type(model)) if names is None else names
+        self.can_return_loss = can_return_loss(type(model))
+        config = getattr(model, "config", None)
+        kind = getattr(model, "loss_type", None)
+        # A class whose name does not tell its loss has the one of language models by default.
+        is_causal = LOSS_MAPPING.get(kind or "") is ForCausalLMLoss or (
+            kind is None and type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        )
+        self._loss_shifts_labels = is_causal and not getattr(config, "is_encoder_decoder", False)
+        self.label_smoother = None
+        if self.args.label_smoothing_factor != 0:
+            if getattr(config, "problem_type", None) == "multi_label_classification":
+                raise RecipeError(
+                    "label_smoothing_factor is set, and the model has several labels a row.",
+                    "one label a row.",
+                    "Leave label_smoothing_factor out.",
+                )
+            self.label_smoother = LabelSmoother(epsilon=self.args.label_smoothing_factor)
+
+    def _checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass, with the same dropout."""
+        if not self.args.activation_checkpointing:
+            return
+        given: Any = self.args.activation_checkpointing_kwargs or {}
+        options = dict(given)
+        if options.pop("use_reentrant", False):
+            logger.warning("activation checkpointing: use_reentrant=False is used, which draws the same dropout again")
+        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        self.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={**options, "use_reentrant": False, "context_fn": recompute_contexts}, **own
+        )
