@@ -57,6 +57,11 @@ class Interruption:
         self._is_saved = False
         self._before: dict[int, Any] = {}
 
+    @property
+    def number(self) -> int | None:
+        """The signal that has come first; None where none has."""
+        return self._first
+
     def __enter__(self) -> Interruption:
         """Take the signals over."""
         if threading.current_thread() is threading.main_thread():

@@ -271,7 +271,6 @@ def evaluations(
         {"bf16_full_eval": True},
         {"bf16": True},
         {"label_smoothing_factor": 0.1},
-        {"train_sampling_strategy": "group_by_length"},
         {"eval_use_gather_object": True},
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()) or "defaults",
@@ -279,6 +278,16 @@ def evaluations(
 def test_evaluation_options(options: dict[str, Any], tmp_path: Path) -> None:
     """Rows of several lengths: batches of several widths are padded with -100 to one array."""
     evaluations(tmp_path, make_model=TaggerOfLibrary, **options)
+
+
+def test_predictions_keep_the_order_of_the_rows_where_evaluation_is_grouped(tmp_path: Path) -> None:
+    """transformers gives them in the order of the groups: a file of predictions would be scrambled."""
+    predictions = []
+    for strategy in ("random", "group_by_length"):
+        options = {"train_sampling_strategy": strategy, "per_device_eval_batch_size": 1, "evaluated": tagged_rows()}
+        run = start(OURS, tmp_path / strategy, model=Tagger(), given={"data_collator": pad}, **options)
+        predictions.append(run.trainer.predict(tagged_rows()).label_ids.tolist())
+    assert predictions[0] == predictions[1]
 
 
 @pytest.mark.parametrize("batch_size", [3, 5])

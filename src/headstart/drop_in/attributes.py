@@ -51,7 +51,7 @@ class TrainerAttributes:
     is_in_train: bool
     current_flos: float
     current_gradient_accumulation_steps: int
-    place_model_on_device: bool
+    place_model_on_device: bool = True
     hub_model_id: str | None
     hp_name: Callable[..., str] | None
     hp_search_backend: Any
@@ -78,8 +78,14 @@ class TrainerAttributes:
     _loss_shifts_labels: bool
     _trial: Any
     _training: Any  # the one that runs, or ran last
-    _evaluation_loaders: dict[str, Any]
+    _evaluation_loaders: dict[str, tuple[Any, Any]]
+    _groups_at_start: list[dict[str, bool | int | float]]
     _is_prepared: bool = False  # whether the first training or evaluation has begun
+
+    @property
+    def _may_move_model(self) -> bool:
+        """Whether the model is not spread over devices already, and no subclass keeps it where it is."""
+        return getattr(self.model, "hf_device_map", None) is None and type(self).place_model_on_device
 
     @property
     def _output_dir(self) -> str:

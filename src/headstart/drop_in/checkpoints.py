@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, load_sharded_checkpoint, unwrap_peft_model
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, unwrap_peft_model
 
 from headstart.drop_in.optimization import Optimization
 from headstart.errors import CheckpointError, RecipeError
@@ -123,6 +123,7 @@ class Checkpoints(Optimization):
         Raises:
             CheckpointError: it could not be written, and is not there.
         """
+        former_best = self.state.best_model_checkpoint
         if best_folder is not None and (best_folder == folder or best_folder.is_dir()):
             self.state.best_model_checkpoint = str(best_folder)
         if not self.args.should_save:
@@ -139,6 +140,7 @@ class Checkpoints(Optimization):
             "version": _VERSION,
             "step": self.state.global_step,
             "shared": shared,
+            "groups": [] if self.args.save_only_model else self._changed_in_groups(),
             "scheduler": None if self.args.save_only_model else self._scheduler_state(),
             "values": to_json(values),
         }
@@ -151,14 +153,32 @@ class Checkpoints(Optimization):
             self.state.save_to_json(str(temporary / _TRAINER_STATE))
 
         weights = sum(parameter.nbytes for parameter in self.model.parameters())
-        write_whole_folder(
-            folder,
-            fill,
-            version=_VERSION,
-            step=self.state.global_step,
-            num_bytes=weights + sum(tensor.nbytes for tensor in tensors.values()) + _MARGIN_BYTES,
-            is_whole=_is_whole,
-        )
+        try:
+            write_whole_folder(
+                folder,
+                fill,
+                version=_VERSION,
+                step=self.state.global_step,
+                num_bytes=weights + sum(tensor.nbytes for tensor in tensors.values()) + _MARGIN_BYTES,
+                is_whole=_is_whole,
+            )
+        except CheckpointError:
+            self.state.best_model_checkpoint = former_best
+            raise
+
+    def _numbers_of_groups(self) -> list[dict[str, bool | int | float]]:
+        """Give the numbers that each group of the optimizer holds, the learning rate apart."""
+        return [
+            {name: value for name, value in group.items() if isinstance(value, bool | int | float) and name != "lr"}
+            for group in self.optimizer.param_groups
+        ]
+
+    def _changed_in_groups(self) -> list[dict[str, bool | int | float]]:
+        """Give the numbers in the optimizer's groups that training has changed: some optimizers keep state there."""
+        return [
+            {name: value for name, value in now.items() if name not in then or then[name] != value}
+            for then, now in zip(self._groups_at_start, self._numbers_of_groups(), strict=True)
+        ]
 
     def _scheduler_state(self) -> Any:
         try:
@@ -228,6 +248,8 @@ class Checkpoints(Optimization):
             others = [name for name in ("optimizer.pt", "optimizer.bin") if (folder / name).exists()]
             why = f"{others[0]} is a pickle, which is not read" if others else "it was saved without"
             logger.warning("%s: the optimizer's state could not be taken (%s): its moments start at zero", folder, why)
+        for group, values in zip(self.optimizer.param_groups, document.get("groups", []), strict=False):
+            group.update(values)
         if document.get("scheduler") is not None:
             self.lr_scheduler.load_state_dict(from_json(document["scheduler"]))
         elif not self._steps_after_evaluation():
@@ -249,7 +271,11 @@ class Checkpoints(Optimization):
                 tensors = load_file(folder / _WEIGHTS)
                 load_weights(self.model, _renamed(self.model, folder, tensors), origin)
             elif (folder / _SHARDED_WEIGHTS).exists():
-                load_sharded_checkpoint(self.model, origin, strict=False, prefer_safe=True)
+                index = json.loads((folder / _SHARDED_WEIGHTS).read_text(encoding="utf-8"))
+                tensors = {}
+                for name in sorted(set(index["weight_map"].values())):
+                    tensors |= load_file(folder / name)
+                load_weights(self.model, _renamed(self.model, folder, tensors), origin)
             else:
                 raise FileNotFoundError(_WEIGHTS)
         except FileNotFoundError as error:
@@ -273,7 +299,16 @@ def _renamed(model: torch.nn.Module, folder: Path, tensors: dict[str, torch.Tens
     own = model.state_dict()
     if set(tensors) <= set(own) or not isinstance(model, PreTrainedModel):
         return tensors
-    return dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+    load: Any = type(model).from_pretrained
+    read, info = load(folder, dtype=model.dtype, output_loading_info=True)
+    lost = sorted({str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]})
+    if lost:
+        raise CheckpointError(
+            f"{folder}: it does not fit this model (for example {lost[0]}).",
+            "a checkpoint of the same model.",
+            "Resume with the model that the training was started with.",
+        )
+    return dict(read.state_dict())
 
 
 def _is_whole(folder: Path) -> bool:

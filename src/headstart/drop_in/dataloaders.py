@@ -44,14 +44,16 @@ class DataLoaders(TrainerAttributes):
         dataset, collate = self._prepare_columns(self.train_dataset, "Training")
         options = self._worker_options(collate)
         if isinstance(dataset, torch.utils.data.IterableDataset):
+            if self._mode == "fast":
+                logger.warning('headstart="fast": the order of rows is that of the stream')
             return DataLoader(dataset, batch_size=self._train_batch_size, **options)
         drop_last = self.args.dataloader_drop_last
-        if self._mode == "fast":
+        if self._mode == "fast" and self._leaves_order_to_headstart():
             order = LengthOrder(self._lengths(dataset), self._train_batch_size, drop_last, self._data_seed)
             return DataLoader(dataset, batch_sampler=order, **options)
         sampler = self._get_train_sampler(self.train_dataset)
         if type(sampler) is RandomSampler and not sampler.replacement and sampler.generator is None:
-            sampler = SeededRandomSampler(dataset, self._data_seed)
+            sampler = SeededRandomSampler(sampler.data_source, self._data_seed, sampler._num_samples)
         return DataLoader(dataset, batch_size=self._train_batch_size, sampler=sampler, drop_last=drop_last, **options)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -66,9 +68,6 @@ class DataLoaders(TrainerAttributes):
         """
         is_own = eval_dataset is None or eval_dataset is self.eval_dataset
         name = "eval" if is_own else eval_dataset if isinstance(eval_dataset, str) else None
-        if self.args.dataloader_persistent_workers and name in self._evaluation_loaders:
-            kept: DataLoader[Any] = self._evaluation_loaders[name]
-            return kept
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             if dataset not in (self.eval_dataset or {}):
@@ -82,11 +81,27 @@ class DataLoaders(TrainerAttributes):
             raise DataError(
                 "Trainer has no eval_dataset.", "a data set to evaluate on.", "Give Trainer, or evaluate(), one."
             )
-        return self._evaluation_loader(dataset, "Evaluation", name)
+        if not self.args.dataloader_persistent_workers or name is None:
+            return self._evaluation_loader(dataset, "Evaluation", self._get_eval_sampler)
+        # Kept, so that its workers are there the next time.
+        kept_dataset, kept = self._evaluation_loaders.get(name, (None, None))
+        if kept is None or kept_dataset is not dataset:
+            kept = self._evaluation_loader(dataset, "Evaluation", self._get_eval_sampler)
+            self._evaluation_loaders[name] = (dataset, kept)
+        loader: DataLoader[Any] = kept
+        return loader
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Give the DataLoader of a data set to predict; with several processes, the share of this one."""
-        return self._evaluation_loader(test_dataset, "test")
+        """Give the DataLoader of a data set to predict; with several processes, the share of this one.
+
+        Rows keep their order, however those of evaluation are grouped.
+        """
+        groups = self.args.train_sampling_strategy == "group_by_length"
+        own = type(self)._get_eval_sampler is not DataLoaders._get_eval_sampler
+        keeps_order = groups and not own and has_length(test_dataset)
+        return self._evaluation_loader(
+            test_dataset, "test", SequentialSampler if keeps_order else self._get_eval_sampler
+        )
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Count the rows behind a DataLoader; an estimate where its dataset has no length."""
@@ -96,24 +111,33 @@ class DataLoaders(TrainerAttributes):
         except (NameError, AttributeError, TypeError):
             return len(dataloader) * self.args.per_device_train_batch_size
 
+    def _leaves_order_to_headstart(self) -> bool:
+        """Say whether nothing else decides the order of training; what does, is named in a line."""
+        own = type(self)._get_train_sampler is not DataLoaders._get_train_sampler
+        strategy = self.args.train_sampling_strategy
+        if own or strategy != "random":
+            by = "_get_train_sampler" if own else f'train_sampling_strategy="{strategy}"'
+            logger.warning('headstart="fast": the order of rows is that of %s', by)
+        return not own and strategy == "random"
+
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def _evaluation_loader(self, dataset: Any, description: str, name: str | None = None) -> DataLoader[Any]:
+    def _evaluation_loader(
+        self, dataset: Any, description: str, make_sampler: Callable[[Any], Sampler[int] | None]
+    ) -> DataLoader[Any]:
         dataset, collate = self._prepare_columns(dataset, description)
         options = self._worker_options(collate)
         if not isinstance(dataset, torch.utils.data.IterableDataset):
-            options |= {"sampler": self._get_eval_sampler(dataset), "drop_last": self.args.dataloader_drop_last}
+            options |= {"sampler": make_sampler(dataset), "drop_last": self.args.dataloader_drop_last}
         loader: DataLoader[Any] = DataLoader(dataset, batch_size=self.args.eval_batch_size, **options)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        if name is not None and self.args.dataloader_persistent_workers:
-            self._evaluation_loaders[name] = prepared  # so that its workers are there the next time
         return prepared
 
     def _end_evaluation_workers(self) -> None:
         """End workers that wait for the next evaluation; left to the garbage collector it would wait for them."""
-        for loader in self._evaluation_loaders.values():
+        for _, loader in self._evaluation_loaders.values():
             getattr(loader, "base_dataloader", loader)._iterator = None  # accelerate's loader reads another
 
     def _worker_options(self, collate: Callable[..., Any]) -> dict[str, Any]:

@@ -177,8 +177,10 @@ class Evaluation(Losses):
             labels = labels[0] if len(labels) == 1 else labels
         with torch.no_grad(), self.compute_loss_context_manager():
             if has_labels or gives_loss:
-                takes_count = takes_argument(self.compute_loss, "num_items_in_batch")
-                given = {"num_items_in_batch": self._count_targets(inputs)} if takes_count else {}
+                # A loss of the user's own may divide by it; that of a model is a mean without it.
+                is_own = self._is_overridden("compute_loss") or self.compute_loss_func is not None
+                takes_count = is_own and takes_argument(self.compute_loss, "num_items_in_batch")
+                given = {"num_items_in_batch": self._as_count(self._count_targets(inputs))} if takes_count else {}
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True, **given)
                 loss = loss.detach().mean().float()
                 without_loss = [*ignored, "loss"]
@@ -217,7 +219,8 @@ class Evaluation(Losses):
         if not self.is_in_train:
             if not self._is_prepared:
                 started = time.time()
-                model = model.to(self.args.device)
+                if self._may_move_model:
+                    model = model.to(self.args.device)
                 self.model_preparation_time = round(time.time() - started, 4)
                 self._is_prepared = True
             if self.args.bf16_full_eval:

@@ -17,6 +17,8 @@ from headstart.drop_in.checkpoints import Checkpoints
 __all__ = ["HubAndSearch"]
 
 _Library: Any = transformers.Trainer
+# Files of a checkpoint that are no part of a model.
+_OF_CHECKPOINT = ("headstart_state.json", "manifest.json", "optimizer.safetensors", "trainer_state.json")
 
 
 class HubAndSearch(Checkpoints):
@@ -93,7 +95,7 @@ class HubAndSearch(Checkpoints):
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
         for file in Path(checkpoint_folder).iterdir():
-            if file.suffix in (".json", ".safetensors", ".txt", ".model") and not file.name.startswith("optimizer"):
+            if file.suffix in (".jinja", ".json", ".model", ".safetensors", ".txt") and file.name not in _OF_CHECKPOINT:
                 shutil.copy(file, self._output_dir)
         message = f"Training in progress, step {self.state.global_step}"
         common: Any = {

@@ -27,6 +27,8 @@ _COUNT = "num_items_in_batch"
 class Losses(DataLoaders):
     """Computes losses; `compute_loss` and `training_step` are there to be overridden."""
 
+    _num_targets: int | None = None  # of the update that is being computed; micro-batches, where means are added
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -73,7 +75,8 @@ class Losses(DataLoaders):
         else:
             loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
         if not is_divided and num_items_in_batch is not None:
-            # A mean over this batch's targets becomes its part of the mean over all of them.
+            # A mean over this batch's targets becomes its part of the mean over all of them. Over none it is NaN.
+            loss = torch.where(torch.as_tensor(own_targets, device=loss.device) > 0, loss, 0.0)
             loss = loss * (own_targets / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -95,7 +98,7 @@ class Losses(DataLoaders):
         """
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            loss = self._own_loss(model, inputs, num_items_in_batch, self.current_gradient_accumulation_steps)
+            loss = self._own_loss(model, inputs, num_items_in_batch)
         with torch.autocast(self._device.torch_device.type, enabled=False):
             loss.backward()
         share: torch.Tensor = loss.detach()
@@ -122,14 +125,17 @@ class Losses(DataLoaders):
             num_targets: of the whole update: targets; or micro-batches, where `compute_loss` was overridden by a mean.
         """
         own_targets = self.count_targets(batch)
-        if self._is_overridden("training_step"):
-            # Its own backward pass has added the gradients: the loop's adds nothing.
-            given = {_COUNT: self._as_tensor(num_targets)} if takes_argument(self.training_step, _COUNT) else {}
+        self._num_targets = num_targets
+        try:
+            if not self._is_overridden("training_step"):
+                return self._own_loss(model, self._prepare_inputs(dict(batch)), None), own_targets
+            # Its own backward pass adds the gradients: the loop's adds nothing.
+            count = self._count_targets(batch) if self.takes_mean_of_means else num_targets
+            given = {_COUNT: self._as_count(count)} if takes_argument(self.training_step, _COUNT) else {}
             loss = self.training_step(model, dict(batch), **given)
             return loss.detach().requires_grad_(), own_targets
-        inputs = self._prepare_inputs(dict(batch))
-        count = None if self.takes_mean_of_means else self._as_tensor(num_targets)
-        return self._own_loss(model, inputs, count, num_targets), own_targets
+        finally:
+            self._num_targets = None
 
     def count_targets(self, batch: Mapping[str, Any]) -> int:
         """Count the targets of a batch; 1 where the loss is a mean of its micro-batch."""
@@ -140,39 +146,39 @@ class Losses(DataLoaders):
         """Whether each micro-batch of an update counts alike, as with Trainer: its own `compute_loss` gives a mean."""
         if self.loss_is_scaled_for_ga is not None:
             return not self.loss_is_scaled_for_ga
-        return (
-            self._is_overridden("compute_loss")
-            and not self._is_overridden("training_step")
-            and not uses_argument(self.compute_loss, _COUNT)
-        )
+        return self._is_overridden("compute_loss") and not uses_argument(self.compute_loss, _COUNT)
 
-    def _own_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], count: torch.Tensor | int | None, num_micro_batches: int
-    ) -> Any:
-        """Compute the share of a batch in the update: by its targets, or as one of so many means."""
+    def _own_loss(self, model: torch.nn.Module, inputs: dict[str, Any], count: torch.Tensor | int | None) -> Any:
+        """Compute the share of a batch in the update: by its targets, or as one of so many means.
+
+        Outside of an update, and without a count, it is the mean of the batch.
+        """
+        takes_count = takes_argument(self.compute_loss, _COUNT)
         if self.takes_mean_of_means:
-            count = None
-        # A loss of the user's own may divide by it: then the whole batch is an update of its own.
-        handed = self._count_targets(inputs) if count is None and self._is_overridden("compute_loss") else count
-        given: dict[str, Any] = {_COUNT: handed} if takes_argument(self.compute_loss, _COUNT) else {}
-        loss = self.compute_loss(model, inputs, **given)
-        return loss / num_micro_batches if count is None else loss
+            # It may be handed the count without using it: then the batch is an update of its own.
+            given: dict[str, Any] = {_COUNT: self._as_count(self._count_targets(inputs))} if takes_count else {}
+            return self.compute_loss(model, inputs, **given) / (self._num_targets or 1)
+        if count is None and self._num_targets is not None:
+            count = self._as_count(self._num_targets)
+        given = {_COUNT: count} if takes_count else {}
+        return self.compute_loss(model, inputs, **given)
 
     def _is_overridden(self, name: str) -> bool:
         return getattr(getattr(self, name), "__func__", None) is not getattr(Losses, name)
 
-    def _as_tensor(self, number: int) -> torch.Tensor:
-        return torch.tensor(number, device=self._device.torch_device)
+    def _as_count(self, number: torch.Tensor | int) -> torch.Tensor:
+        """Give a number of targets as something to divide by."""
+        return torch.as_tensor(number, device=self._device.torch_device).clamp(min=1)
 
     def _count_targets(self, batch: Mapping[str, Any]) -> torch.Tensor | int:
-        """Count the labels of a batch that are not -100, at least 1; without labels of that kind, its rows."""
+        """Count the labels of a batch that are not -100; without labels of that kind, its rows."""
         labels = batch.get("shift_labels")
         if labels is None:
             labels = batch.get("labels")
             if isinstance(labels, torch.Tensor) and self._loss_shifts_labels and labels.ndim > 1:
                 labels = labels[..., 1:]
         if isinstance(labels, torch.Tensor):
-            return labels.ne(-100).sum().clamp(min=1)
+            return labels.ne(-100).sum()
         return next((len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), 1)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

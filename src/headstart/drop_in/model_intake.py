@@ -56,11 +56,11 @@ class ModelIntake(HubAndSearch):
                 "Load it with AutoModelForSequenceClassification, or another AutoModelFor... class.",
             )
         validate_quantization_for_training(model)
-        is_placed = getattr(model, "hf_device_map", None) is not None
-        self.place_model_on_device = not is_placed and not self.args.bf16_full_eval
-        if self.place_model_on_device:
-            model = model.to(self.args.device)
         self.model = self.model_wrapped = model
+        # For evaluation in 16 bits it is moved and cast at once, later.
+        self.place_model_on_device = self._may_move_model and not self.args.bf16_full_eval
+        if self.place_model_on_device:
+            model.to(self.args.device)
 
     def _look_at_model(self) -> None:
         model = unwrap_peft_model(self.model)
@@ -98,6 +98,14 @@ class ModelIntake(HubAndSearch):
         if options.pop("use_reentrant", False):
             logger.warning("activation checkpointing: use_reentrant=False is used, which draws the same dropout again")
         own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-        self.model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs={**options, "use_reentrant": False, "context_fn": recompute_contexts}, **own
-        )
+        options |= {"use_reentrant": False, "context_fn": recompute_contexts}
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **own)
+        elif hasattr(self.model, "gradient_checkpointing_enable"):
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **own)
+        else:
+            raise ModelError(
+                f"activation_checkpointing: {type(self.model).__name__} does not have it.",
+                "a method activation_checkpointing_enable, as models of transformers have.",
+                "Leave activation_checkpointing out.",
+            )

@@ -23,6 +23,7 @@ class SeededRandomSampler(RandomSampler):
     Args:
         data_source: something with a length.
         seed: `data_seed` of the arguments, else `seed`.
+        num_samples: of an epoch; None takes the length.
 
     Example:
         >>> sampler = SeededRandomSampler(range(4), seed=42)
@@ -31,8 +32,8 @@ class SeededRandomSampler(RandomSampler):
         (True, True)
     """
 
-    def __init__(self, data_source: Any, seed: int) -> None:
-        super().__init__(data_source)
+    def __init__(self, data_source: Any, seed: int, num_samples: int | None = None) -> None:
+        super().__init__(data_source, num_samples=num_samples)
         self.seed = seed
         self.epoch = 0
 

@@ -151,6 +151,11 @@ class _KeyedRows:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def __getitems__(self, batch: _Batch) -> Any:
         seed_streams(*batch.key)
         if hasattr(self.dataset, "__getitems__"):

@@ -230,7 +230,8 @@ class Trainer(ModelIntake):
             enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
             self._take_model(self.call_model_init(trial), anew=True)
             self.optimizer, self.lr_scheduler = None, None
-        self.model.to(args.device)
+        if self._may_move_model:
+            self.model.to(args.device)
         if isinstance(self.processing_class, PreTrainedTokenizerBase) and hasattr(self.model, "config"):
             align_special_tokens(self.model, self.processing_class)
         self._hp_search_setup(trial)
@@ -277,6 +278,7 @@ class Trainer(ModelIntake):
             self.create_optimizer_and_scheduler(extent.max_steps)
         self.create_optimizer()
         self.create_scheduler(num_training_steps=extent.max_steps)
+        self._groups_at_start = self._numbers_of_groups()
         self.model_wrapped = self.model
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
@@ -392,10 +394,12 @@ class Trainer(ModelIntake):
         if self.args.restore_callback_states_from_checkpoint:
             transformers.Trainer._load_callback_state(self)  # type: ignore[arg-type]
             return
+        saved = self.state.stateful_callbacks
+        left = {name: list(each) if isinstance(each, list) else [each] for name, each in saved.items()}
         for callback in self._exportable():
-            saved = self.state.stateful_callbacks.get(type(callback).__name__)
-            if isinstance(saved, dict) and callback is not self.control:
-                for name, value in saved.get("attributes", {}).items():
+            states = left.get(type(callback).__name__)
+            if states and callback is not self.control:
+                for name, value in states.pop(0).get("attributes", {}).items():
                     setattr(callback, name, value)
 
     def _say_how_losses_enter(self) -> None:

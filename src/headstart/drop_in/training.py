@@ -32,8 +32,8 @@ from transformers.trainer_utils import (
 
 from headstart.drop_in.attributes import library_logger
 from headstart.drop_in.extent import Extent
-from headstart.drop_in.training_progress import TrainingProgress
-from headstart.errors import NonFiniteError
+from headstart.drop_in.training_progress import TrainingProgress, discard_checkpoint
+from headstart.errors import CheckpointError, NonFiniteError
 from headstart.interruption import Interruption, Stopped
 from headstart.run_writer import share_state
 from headstart.runlog import (
@@ -47,7 +47,6 @@ from headstart.runlog import (
 from headstart.training.allocator import keep_freed_memory
 from headstart.training.loop import train
 from headstart.training.state import LoopParts, LoopSettings, StepHooks, TrainState
-from headstart.training.whole_folder import discard_folder
 
 if TYPE_CHECKING:
     from headstart.drop_in.trainer import Trainer
@@ -104,7 +103,7 @@ class Training(TrainingProgress):
             self._say_how_much()
             handler = trainer.callback_handler
             trainer.control = handler.on_train_begin(args, trainer.state, trainer.control)
-            if args.eval_on_start:
+            if args.eval_on_start and not self.first_step:
                 trainer._evaluate(self.trial, self.ignore_keys, skip_scheduler=True)
             if self.is_ended:
                 logger.warning("early stopping ended this training at step %d: nothing is left to do", self.first_step)
@@ -119,11 +118,19 @@ class Training(TrainingProgress):
                     stack.enter_context(interruption)
                 for record in self._loop():
                     self._handle(record)
-                if not self._is_over and trainer.state.global_step < self.extent.max_steps:
+                is_over = self._is_over or trainer.state.global_step >= self.extent.max_steps
+                if not self.processes.any([is_over])[0]:
                     interruption.saved(asked_elsewhere=True)
+                if not is_over:  # a callback of another process has ended it
+                    trainer.control.should_training_stop = True
             except Stopped as stopped:
                 _leave(stopped.number, trainer.state.global_step)
-        return self._finalize_training()
+            if interruption.number is not None and not self._checkpoint_folder().exists():
+                trainer._save_checkpoint(trainer.model, self.trial)
+        output = self._finalize_training()
+        if interruption.number is not None:
+            _leave(interruption.number, trainer.state.global_step)
+        return output
 
     def _say_how_much(self) -> None:
         """Say how long the training is, at the level of transformers' own lines of this kind."""
@@ -309,8 +316,12 @@ class Training(TrainingProgress):
             if word == "evaluate":
                 self._evaluate()
             else:
-                self.trainer._save_checkpoint(self.trainer.model, self.trial)
-                self.is_saved = True
+                try:
+                    self.trainer._save_checkpoint(self.trainer.model, self.trial)
+                    self.is_saved = True
+                except (CheckpointError, OSError) as error:
+                    logger.warning("the checkpoint was not written: %s", error)
+                    self.is_saved = False
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate, and keep whether it is the best so far; see `LoopParts.evaluate`."""
@@ -351,11 +362,17 @@ class Training(TrainingProgress):
         trainer._memory_tracker.stop_and_update_metrics(metrics)
         trainer.log(metrics)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            trainer._load_weights(Path(state.best_model_checkpoint))
+            if os.path.isdir(state.best_model_checkpoint):
+                trainer._load_weights(Path(state.best_model_checkpoint))
+            else:
+                logger.warning(
+                    "%s, the best checkpoint, is not there: the last model stays", state.best_model_checkpoint
+                )
+                state.best_model_checkpoint = None
         if args.should_save and state.best_model_checkpoint is not None and args.save_total_limit == 1:
             for folder in sort_checkpoints(trainer._get_output_dir(self.trial)):
                 if not os.path.samefile(folder, state.best_model_checkpoint):
-                    discard_folder(Path(folder))
+                    discard_checkpoint(Path(folder))
         trainer.control = trainer.callback_handler.on_train_end(args, state, trainer.control)
         trainer._finish_current_push()
         trainer.is_in_train = False

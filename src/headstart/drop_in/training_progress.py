@@ -23,7 +23,7 @@ from headstart.training.whole_folder import discard_folder
 if TYPE_CHECKING:
     from headstart.drop_in.trainer import Trainer
 
-__all__ = ["TrainingProgress"]
+__all__ = ["TrainingProgress", "discard_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class TrainingProgress:
         trainer, args, state = self.trainer, self.trainer.args, self.train_state
         if self.trial is None:
             trainer.store_flos()
-        run_dir = Path(trainer._get_output_dir(self.trial))
+        run_dir, folder = Path(trainer._get_output_dir(self.trial)), self._checkpoint_folder()
         epoch, index = self.plan.locate(state.step)
         values = {
             "train": state.to_dict(),
@@ -116,20 +116,32 @@ class TrainingProgress:
         }
         best = trainer.state.best_global_step
         trainer._write_checkpoint(
-            run_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}",
+            folder,
             values,
             run_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}" if best else None,
         )
         if args.push_to_hub:
-            trainer._push_from_checkpoint(str(run_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"))
+            trainer._push_from_checkpoint(str(folder))
         limit = args.save_total_limit
         if args.should_save and limit is not None and limit > 0:
             folders = sort_checkpoints(str(run_dir), use_mtime=True)
             kept = {folders[-1], trainer.state.best_model_checkpoint}
             surplus = [folder for folder in folders if folder not in kept]
-            for folder in surplus[: max(0, len(folders) - max(limit, len(kept & set(folders))))]:
-                discard_folder(Path(folder))
+            for old in surplus[: max(0, len(folders) - max(limit, len(kept & set(folders))))]:
+                discard_checkpoint(Path(old))
+
+    def _checkpoint_folder(self) -> Path:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.trainer.state.global_step}"
+        return Path(self.trainer._get_output_dir(self.trial)) / name
 
     def _num_rows(self) -> int | None:
         dataset = self.trainer.train_dataset
         return len(dataset) if has_length(dataset) else None
+
+
+def discard_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; what cannot be removed costs space only, and is said."""
+    try:
+        discard_folder(folder)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", folder, error.strerror or error)
