@@ -125,6 +125,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "by steps, logs between": {},
     "evaluations between": {"eval_strategy": "steps", "eval_steps": 2},
     "by epoch": {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"},
+    "saved before the end of an epoch is done": {"save_steps": 8, "eval_strategy": "epoch"}
+    | {"logging_strategy": "epoch"},
     "accumulation": {"gradient_accumulation_steps": 3, "save_steps": 1, "logging_steps": 2},
     "steps that end inside an epoch": {"max_steps": 13},
     "a part of an epoch": {"num_train_epochs": 1.4},
@@ -142,7 +144,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-OFTEN = ("by steps, logs between", "accumulation", "a rate that waits for a metric", "workers", "the best is loaded")
+OFTEN = (
+    "by steps, logs between",
+    "saved before the end of an epoch is done",
+    "accumulation",
+    "a rate that waits for a metric",
+    "workers",
+    "the best is loaded",
+)
 
 
 @pytest.mark.parametrize(

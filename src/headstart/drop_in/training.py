@@ -80,8 +80,6 @@ class Training(TrainingProgress):
         self.is_in_epoch = False
         self.epoch = 0
         self.is_new_best = self.is_saved = False
-        self.learning_rate = 0.0
-        self.last_record: StepRecord | None = None
         self._batches_done = 0  # of the epoch
         self._made: list[int] = []  # micro-batches of the update
         self._ran = 0
@@ -275,7 +273,7 @@ class Training(TrainingProgress):
 
     def _after_step(self, record: StepRecord) -> Generator[Word, None, None]:
         trainer, args = self.trainer, self.trainer.args
-        self.last_record = record
+        self.grad_norm = record.grad_norm
         self.loss += record.loss
         trainer.state.global_step = record.step
         batches = self.extent.batches_in_epoch
@@ -330,12 +328,10 @@ class Training(TrainingProgress):
         return metrics
 
     def _log(self) -> None:
-        trainer, record = self.trainer, self.last_record
+        trainer = self.trainer
         step = trainer.state.global_step
         logs: dict[str, float] = {"loss": self.loss.item() / (step - self.last_logged)}
-        if record is not None:
-            logs["grad_norm"] = record.grad_norm
-            logs["learning_rate"] = self.learning_rate
+        logs |= {"grad_norm": self.grad_norm, "learning_rate": self.learning_rate}
         self.total_loss += self.loss.item()
         self.loss.zero_()
         self.last_logged = step

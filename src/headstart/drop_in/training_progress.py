@@ -59,6 +59,7 @@ class TrainingProgress:
         self.epoch_end_is_due = False  # what follows from the end of an epoch is still to be done
         self.is_ended = False  # by early stopping, before the last step
         self.loss = torch.tensor(0.0)  # since the last line of the history, in float32 as transformers adds it
+        self.grad_norm = self.learning_rate = 0.0  # of the last step
         self.last_logged = 0
         self.total_loss = 0.0  # of this call
 
@@ -88,6 +89,7 @@ class TrainingProgress:
                 "the training set had %s rows when this checkpoint was written, and has %s", rows, self._num_rows()
             )
         self.first_step = resumed.step
+        self.grad_norm, self.learning_rate = values.get("grad_norm", 0.0), values.get("learning_rate", 0.0)
         self.last_logged = int(values.get("last_logged", resumed.step))
         self.loss += values.get("loss", 0.0)
         self.total_loss = -self.loss.item()  # what was lost before belongs to the call before
@@ -111,6 +113,8 @@ class TrainingProgress:
             "place": {"epoch": epoch, "first_step": state.step - index},
             "rows": self._num_rows(),
             "loss": self.loss.item(),
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
             "last_logged": self.last_logged,
             "epoch_end_is_due": self.epoch_end_is_due,
         }
