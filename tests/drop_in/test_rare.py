@@ -15,6 +15,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 import headstart
 from headstart.errors import CheckpointError
+from headstart.training.device import choose_device, join_processes
+from joined import join, start_joined
 from small_trainer import OURS, Asks, Small, Stream, make_rows, start, train
 
 
@@ -255,3 +257,17 @@ def test_a_model_that_is_spread_over_devices_stays_where_it_is(tmp_path: Path) -
 def test_a_callback_stops_without_a_signal(tmp_path: Path) -> None:
     run = train(OURS, tmp_path, callbacks=lambda: [Asks("on_step_end", 3, should_training_stop=True)])
     assert run.output.global_step == 3
+
+
+def test_processes_find_each_other_after_a_trainer_of_one(tmp_path: Path) -> None:
+    """A script that trains alone first: accelerate has noted that there is one process."""
+    start(OURS, tmp_path)
+
+    def work(rank: int) -> int:
+        device = choose_device("cpu", "fp32", threads=1)
+        processes = join_processes(device, timeout_seconds=60, for_one_run=True)
+        (total,) = processes.add([rank + 1])
+        processes.close()
+        return 0 if total == 3 else 5
+
+    assert join(start_joined(2, work, tmp_path / "joined")) == [0, 0]

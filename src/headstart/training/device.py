@@ -264,6 +264,9 @@ def join_processes(device: Device, *, timeout_seconds: float, for_one_run: bool 
     before = {name: os.environ[name] for name in own if name in os.environ}
     rank, count = own_rank(), int(os.environ["WORLD_SIZE"])
     on_cpu = device.torch_device.type == "cpu"
+    if not torch.distributed.is_initialized():
+        # Somebody (TrainingArguments, an Accelerator) may have found this process alone before the others were started.
+        AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of threads, which are ours to set
