@@ -6,8 +6,6 @@ Layer 5; may import everything but the doors.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +18,7 @@ from headstart.display.plan import PlanSummary, show_plan
 from headstart.display.progress import Progress
 from headstart.display.results import show_result
 from headstart.display.status import Status
-from headstart.interruption import Interruption, Stopped
+from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.preparation import Plan, prepare_plan
 from headstart.recipe import Recipe
 from headstart.records import Record, Report, StopRecord
@@ -257,7 +255,4 @@ def _leave(preparation: Preparation, number: int) -> NoReturn:
         f"Stopped after saving. Go on{same_rows}:\n"
         f"  headstart.finetune({source}run={str(preparation.run_dir)!r}, resume=True)"
     )
-    if number != signal.SIGINT:
-        print(message, file=sys.stderr, flush=True)
-        signal.raise_signal(number)
-    raise KeyboardInterrupt(message) from None
+    end_as_signalled(number, message)

@@ -1,7 +1,7 @@
 """What SIGINT and SIGTERM ask of a training: the first one to finish the step and save, the second to leave at once.
 
-Layer 5; imports the standard library only. Both doors handle signals here: the command, which then ends its process,
-and `finetune()`, whose process is somebody else's.
+Layer 5; imports the standard library only. All doors handle signals here: the command, which then ends its process,
+and `finetune()` and the drop-in, whose process is somebody else's.
 
     signal              -> "stop" in requests -> the loop finishes the step, saves and ends -> Stopped
     signal when saved   -> Stopped
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Interruption", "Stopped"]
+__all__ = ["Interruption", "Stopped", "end_as_signalled"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -122,3 +123,19 @@ class Interruption:
     @property
     def _file(self) -> int:
         return 2 if self._console.stderr else 1
+
+
+def end_as_signalled(number: int, message: str) -> NoReturn:
+    """Say how to go on, and end as the signal would have ended the caller.
+
+    Args:
+        number: of the signal, whose handler has been given back.
+        message: how to go on.
+
+    Raises:
+        KeyboardInterrupt: with the message, where the signal was Ctrl-C, or is ignored by the caller.
+    """
+    if number != signal.SIGINT:
+        print(message, file=sys.stderr, flush=True)
+        signal.raise_signal(number)
+    raise KeyboardInterrupt(message) from None

@@ -17,7 +17,7 @@ import headstart
 from headstart.errors import CheckpointError
 from headstart.training.device import choose_device, join_processes
 from joined import join, start_joined
-from small_trainer import OURS, Asks, Small, Stream, make_rows, start, train
+from small_trainer import OURS, THEIRS, Asks, Small, Stream, make_rows, start, train
 
 
 class Tagger(Small):
@@ -167,6 +167,33 @@ def test_a_checkpoint_with_another_head_is_refused(tiny_model_dir: Path, tmp_pat
     run = start(OURS, tmp_path, model=model)
     with pytest.raises(CheckpointError, match="does not fit this model"):
         run.trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "headstart_state.json", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(
+    lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"save_strategy": "steps", "save_steps": 4}
+    whole = train(OURS, tmp_path, **options)
+    (whole.folder / "checkpoint-16" / lost).unlink()
+    again = train(OURS, tmp_path, resume=True, **options)
+    assert any("checkpoint-16 is not whole and was passed over" in record.message for record in caplog.records)
+    assert parameters_of(again) == parameters_of(whole)
+
+
+def test_half_a_checkpoint_of_transformers_is_passed_over(tmp_path: Path) -> None:
+    """transformers writes the history last."""
+    options = {"save_strategy": "steps", "save_steps": 4}
+    theirs = train(THEIRS, tmp_path, **options)
+    (theirs.folder / "checkpoint-16" / "trainer_state.json").unlink()
+    theirs.folder.rename(tmp_path / "ours")
+    again = start(OURS, tmp_path, **options)
+    assert again.trainer._newest_checkpoint(str(again.folder)).name == "checkpoint-12"
+
+
+def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        train(OURS, tmp_path, resume=str(tmp_path / "checkpiont-4"))
 
 
 def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ class Checkpoints(Optimization):
         """
         passed_over: list[Path] = []
         for folder in _newest_first(Path(output_dir)):
-            if not (folder / MANIFEST_FILE).exists() or _is_whole(folder):
+            if _is_complete(folder):
                 for each in passed_over:
                     logger.warning("%s is not whole and was passed over", each)
                 return folder
@@ -208,17 +208,24 @@ class Checkpoints(Optimization):
             "Give its path as resume_from_checkpoint; or leave it out to begin anew.",
         )
 
-    def _load_checkpoint(self, folder: Path) -> Resumed:
+    def _load_checkpoint(self, folder: Path, *, is_verified: bool = False) -> Resumed:
         """Put model and history where a checkpoint left them; optimizer and scheduler follow in `_load_optimizer`.
 
         Args:
             folder: a checkpoint of this Trainer or of transformers'.
+            is_verified: its files have been compared with its manifest just now.
 
         Raises:
-            CheckpointError: it is broken, or not of this model.
+            CheckpointError: it is not there, broken, or not of this model.
         """
-        is_own = (folder / _STATE).exists()
-        if is_own or (folder / MANIFEST_FILE).exists():
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{folder}: there is no such folder.",
+                f"a checkpoint, such as {PREFIX_CHECKPOINT_DIR}-500 in the output_dir of a training.",
+                "Check the path; resume_from_checkpoint=True takes the newest one.",
+            )
+        is_own = _is_own(folder)
+        if is_own and not is_verified:
             verify_whole_folder(folder, version=_VERSION, needed=_NEEDED)
         self._load_weights(folder)
         try:
@@ -309,6 +316,16 @@ def _renamed(model: torch.nn.Module, folder: Path, tensors: dict[str, torch.Tens
             "Resume with the model that the training was started with.",
         )
     return dict(read.state_dict())
+
+
+def _is_own(folder: Path) -> bool:
+    """Say whether headstart has written a checkpoint, as far as the files show that are there."""
+    return (folder / _STATE).exists() or (folder / MANIFEST_FILE).exists()
+
+
+def _is_complete(folder: Path) -> bool:
+    """Say whether a checkpoint can be gone on from; of those of transformers, by the file that it writes last."""
+    return _is_whole(folder) if _is_own(folder) else (folder / _TRAINER_STATE).exists()
 
 
 def _is_whole(folder: Path) -> bool:

@@ -263,7 +263,7 @@ class Trainer(ModelIntake):
         self.state.compute_steps(args, extent.max_steps)
         resumed = None
         if folder is not None:
-            resumed = self._load_checkpoint(folder)
+            resumed = self._load_checkpoint(folder, is_verified=resume_from_checkpoint is True)
             best = self.state.best_model_checkpoint
             if best is not None and not os.path.isdir(best):
                 logger.warning("%s, the best checkpoint so far, is not there any more", best)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -34,7 +32,7 @@ from headstart.drop_in.attributes import library_logger
 from headstart.drop_in.extent import Extent
 from headstart.drop_in.training_progress import TrainingProgress, discard_checkpoint
 from headstart.errors import CheckpointError, NonFiniteError
-from headstart.interruption import Interruption, Stopped
+from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.run_writer import share_state
 from headstart.runlog import (
     CheckpointRecord,
@@ -378,7 +376,4 @@ class Training(TrainingProgress):
 def _leave(number: int, step: int) -> NoReturn:
     """Say how to go on, and end as the signal would have ended the script."""
     message = f"Stopped after saving step {step}. Go on: trainer.train(resume_from_checkpoint=True)"
-    if number != signal.SIGINT:
-        print(message, file=sys.stderr, flush=True)
-        signal.raise_signal(number)
-    raise KeyboardInterrupt(message) from None
+    end_as_signalled(number, message)
