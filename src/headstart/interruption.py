@@ -74,9 +74,17 @@ class Interruption:
                     signal.signal(number, self)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Give the handlers back."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Give the handlers back.
+
+        Raises:
+            Stopped: an error came after `saved` had raised it from the handler. It comes up wherever Python happens
+                to be, also below a C++ function that makes an error of its own of it: torch, asking for a length,
+                says that it cannot tell a shape.
+        """
         self._give_back()
+        if self._is_saved and self._first is not None and isinstance(error, Exception):
+            raise Stopped(self._first) from error
 
     def saved(self, *, asked_elsewhere: bool = False) -> None:
         """Say that nothing is left to save: from here on a signal ends at once what is done.

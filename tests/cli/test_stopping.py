@@ -144,6 +144,28 @@ def test_handlers_of_signals_are_given_back(training: MadeUpTraining) -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_a_signal_of_which_other_code_made_an_error_is_still_a_signal(
+    training: MadeUpTraining, capsys: Captured
+) -> None:
+    def finish() -> None:
+        try:
+            send(signal.SIGTERM)
+        except BaseException:
+            raise DataError("The shape cannot be told.") from None
+
+    training.in_finish = finish
+    assert main(["train", "a.csv"]) == 128 + signal.SIGTERM
+    assert "--resume --run 'runs/a b'" in capsys.readouterr().err
+
+
+def test_an_error_without_a_signal_stays_what_it_is(training: MadeUpTraining) -> None:
+    def finish() -> None:
+        raise DataError("The shape cannot be told.")
+
+    training.in_finish = finish
+    assert main(["train", "a.csv"]) == 2
+
+
 def test_a_bar_finds_its_lines_where_it_left_them(capfd: Captured) -> None:
     console = Console(force_terminal=True, width=40)
     interruption = Interruption(set(), console, ends_process=True)
