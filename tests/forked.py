@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Forked", "side_by_side"]
+__all__ = ["LIMIT_SECONDS", "Forked", "side_by_side"]
 
 # No test takes this long; a process that does hangs.
 LIMIT_SECONDS = 600

@@ -8,8 +8,8 @@ import csv
 import hashlib
 import json
 import random
-import resource
-import warnings
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.nn.modules import module as hooks_of_all_modules
 
 import headstart.training.checkpoint
 import headstart.training_run
-from forked import Forked
+from forked import LIMIT_SECONDS
 from headstart.api import Preparation, prepare
 from headstart.cli.main import main
 from headstart.errors import TrainingError
@@ -96,11 +96,15 @@ def trained(run_dir: Path) -> Bits:
 
 
 def begin(settings: Settings, run_dir: Path, *, resume: bool = False) -> Preparation:
-    """Prepare a training, or go on with the one in `run_dir`; None is null, which a value in Python cannot say."""
-    given = {} if resume else settings
-    values = {name: value for name, value in given.items() if value is not None}
-    nulls = [f"{name}=null" for name in given.keys() - values.keys()]
-    return prepare(settings=nulls, values={**values, "output.run": str(run_dir)}, resume=resume)
+    """Prepare a training, or go on with the one in `run_dir`."""
+    return prepare(**in_words({} if resume else settings, run_dir), resume=resume)
+
+
+def in_words(settings: Settings, run_dir: Path) -> dict[str, Any]:
+    """Give what `prepare` takes; None is null, which a value in Python cannot say."""
+    values = {name: value for name, value in settings.items() if value is not None}
+    nulls = [f"{name}=null" for name in settings.keys() - values.keys()]
+    return {"settings": nulls, "values": {**values, "output.run": str(run_dir)}}
 
 
 def train_by_command(settings: Settings, run_dir: Path, *options: str) -> int:
@@ -702,19 +706,40 @@ def test_the_words_of_libraries_for_want_of_memory_are_known(text: str, expected
     assert is_out_of_memory(RuntimeError(text)) is expected
 
 
-def address_space(name: str) -> int:
-    """Give a size from the table of this process, in bytes: "VmSize" is now, "VmPeak" the largest so far."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
+# A new process: in a forked one, what the test run has freed before takes no room, and is more or less by chance.
+TRAIN_WITH_LIMITED_MEMORY = """
+import json, resource, sys, warnings
+from pathlib import Path
+from headstart.api import prepare
+
+
+def address_space(name):  # in bytes: "VmSize" is now, "VmPeak" the largest so far
+    table = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(table[name].split()[0]) * 1024
+
+
+# PyTorch says that a faster way had no memory, and takes another.
+warnings.simplefilter("ignore")
+given, limit = json.loads(sys.argv[1]), int(sys.argv[2])
+preparation = prepare(**given)
+before = address_space("VmSize")
+if limit:
+    resource.setrlimit(resource.RLIMIT_AS, (before + limit,) * 2)
+for _ in preparation.train():
+    pass
+print(address_space("VmPeak") - before)
+"""
+
+
+def train_with_limited_memory(settings: Settings, run_dir: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", TRAIN_WITH_LIMITED_MEMORY, json.dumps(in_words(settings, run_dir)), str(limit)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
 
 
 @pytest.mark.exactness
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the table of a process, as Linux has it")
-@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_system_that_has_no_more_memory(precision: str, share: float, settings: Settings, tmp_path: Path) -> None:
+def test_a_system_that_has_no_more_memory(precision: str, settings: Settings, tmp_path: Path) -> None:
     """A limit on the process lets the C library refuse, wherever it happens to come to it."""
     words = ["good", "bad", "the", "film", "was", "it", "is", "so"]
     path = tmp_path / "long.csv"
@@ -732,35 +757,23 @@ def test_a_system_that_has_no_more_memory(precision: str, share: float, settings
         "train.epochs": 3,
         "train.precision": precision,
     }
-
-    def train(name: str, limit: float | None) -> None:
-        # PyTorch says that a faster way had no memory, and takes another.
-        warnings.simplefilter("ignore")
-        preparation = begin(settings, tmp_path / name)
-        before = address_space("VmSize")
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (before + int(limit),) * 2)
-        for _ in preparation.train():
-            pass
-        print(address_space("VmPeak") - before)
-
-    with Forked(lambda: train("unlimited", None), tmp_path / "unlimited.txt") as process:
-        assert process.wait() == 0, process.printed()
-    needed = int(process.printed())
-    with Forked(lambda: train("limited", share * needed), tmp_path / "limited.txt") as process:
-        has_ended = process.wait() == 0
-    if precision == "bf16" and not has_ended:
-        # The code that oneDNN makes for each shape needs room that no smaller batch gives; nothing is lost by that.
-        assert "TrainingError" in process.printed() and "out of memory" in process.printed(), process.printed()
-        return
-    assert has_ended, process.printed()
-    kinds = {record.kind for record in warnings_of(read_log(tmp_path / "limited"))}
-    if precision == "fp32":
-        assert kinds == {"out_of_memory"}
-        assert_equal_to_rounding(tmp_path / "limited", tmp_path / "unlimited")
-    else:  # where the faster way had no memory, another was taken
-        losses = [[record.loss for record in trained(tmp_path / name)["steps"]] for name in ("limited", "unlimited")]
-        assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    unlimited = train_with_limited_memory(settings, tmp_path / "unlimited", 0)
+    assert unlimited.returncode == 0, unlimited.stderr
+    for share in (0.35, 0.6, 0.85):
+        run_dir = tmp_path / f"limited to {share}"
+        limited = train_with_limited_memory(settings, run_dir, int(share * int(unlimited.stdout)))
+        if precision == "bf16" and limited.returncode != 0:
+            # The code that oneDNN makes for each shape needs room that no smaller batch gives; nothing is lost by that.
+            assert "TrainingError" in limited.stderr and "out of memory" in limited.stderr, limited.stderr
+            continue
+        assert limited.returncode == 0, limited.stderr
+        kinds = {record.kind for record in warnings_of(read_log(run_dir))}
+        if precision == "fp32":
+            assert kinds == {"out_of_memory"}
+            assert_equal_to_rounding(run_dir, tmp_path / "unlimited")
+        else:  # where the faster way had no memory, another was taken
+            losses = [[record.loss for record in trained(name)["steps"]] for name in (run_dir, tmp_path / "unlimited")]
+            assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
 # Evaluation
