@@ -6,7 +6,6 @@ import inspect
 import json
 import shutil
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,9 @@ def test_a_checkpoint_that_cannot_be_had_is_said_in_one_line(name: str, here: Pa
 def test_without_a_network_the_answer_comes_at_once(here: Path, no_host: list[str]) -> None:
     from headstart import AutoTokenizer
 
-    start = time.monotonic()
     with pytest.raises(ModelError, match=r"huggingface\.co cannot be found on the network \(Name or service not known"):
         AutoTokenizer.from_pretrained("bert-base-uncased")
-    assert time.monotonic() - start < 5  # the client of the hub would try for more than 20 seconds
-    assert no_host == ["huggingface.co"]
+    assert no_host == ["huggingface.co"]  # the client of the hub would try again, for more than 20 seconds
 
 
 def fill_cache(cache: Path, tiny_model_dir: Path) -> None:
@@ -325,10 +322,8 @@ def test_a_data_set_that_cannot_be_had_is_said_in_one_line(name: str, here: Path
 
 
 def test_without_a_network_a_data_set_is_refused_at_once(here: Path, no_host: list[str]) -> None:
-    start = time.monotonic()
     with pytest.raises(SourceError, match="cannot be found on the network"):
         load_dataset("glue", "mrpc")
-    assert time.monotonic() - start < 5
     assert no_host == ["huggingface.co"]
 
 
