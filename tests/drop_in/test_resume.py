@@ -689,3 +689,19 @@ def test_one_process_writes(tmp_path: Path) -> None:
     options = {**JOINED, "per_device_train_batch_size": 4}
     again = train(OURS, folder, model=Small(0.2), resume=str(folder / "ours" / "checkpoint-8"), **options)
     assert again.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_process_ends_all_of_them_after_saving(number: signal.Signals, tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        joined_work(tmp_path / "joined", **JOINED, callbacks=lambda: [Signals(number, 2)] if rank == 1 else [])
+
+    processes = start_joined(2, work, tmp_path / "printed")
+    codes = join(processes)
+    printed = [process.printed() for process in processes]
+    # Who got none of its own ends as by the signal that launchers send; Ctrl-C ends with a traceback.
+    assert codes == [-signal.SIGTERM, 1 if number == signal.SIGINT else -signal.SIGTERM], printed
+    way_on = "Stopped after saving step 3. Go on: trainer.train(resume_from_checkpoint=True)"
+    assert all(way_on in each for each in printed)
+    assert (tmp_path / "joined" / "ours" / "checkpoint-3").exists()

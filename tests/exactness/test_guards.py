@@ -97,10 +97,10 @@ def trained(run_dir: Path) -> Bits:
 
 def begin(settings: Settings, run_dir: Path, *, resume: bool = False) -> Preparation:
     """Prepare a training, or go on with the one in `run_dir`."""
-    return prepare(**in_words({} if resume else settings, run_dir), resume=resume)
+    return prepare(**arguments_of({} if resume else settings, run_dir), resume=resume)
 
 
-def in_words(settings: Settings, run_dir: Path) -> dict[str, Any]:
+def arguments_of(settings: Settings, run_dir: Path) -> dict[str, Any]:
     """Give what `prepare` takes; None is null, which a value in Python cannot say."""
     values = {name: value for name, value in settings.items() if value is not None}
     nulls = [f"{name}=null" for name in settings.keys() - values.keys()]
@@ -732,7 +732,7 @@ print(address_space("VmPeak") - before)
 
 
 def train_with_limited_memory(settings: Settings, run_dir: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", TRAIN_WITH_LIMITED_MEMORY, json.dumps(in_words(settings, run_dir)), str(limit)]
+    words = [sys.executable, "-c", TRAIN_WITH_LIMITED_MEMORY, json.dumps(arguments_of(settings, run_dir)), str(limit)]
     return subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
 
 

@@ -1,9 +1,9 @@
 """Whether the Hugging Face hub can be asked at all, found out in a moment instead of after its client's retries.
 
-HF_HUB_OFFLINE is set               -> out of reach
-a proxy is set                      -> unknown: only the proxy can tell
-the hub's host cannot be resolved   -> out of reach (asked again where that may pass)
-else                                -> unknown: asking it will tell
+    HF_HUB_OFFLINE is set               -> out of reach
+    a proxy is set                      -> unknown: only the proxy can tell
+    the hub's host cannot be resolved   -> out of reach (asked again where that may pass)
+    else                                -> unknown: asking it will tell
 
 Imports no other library before it is asked.
 """

@@ -1,7 +1,9 @@
 """The drop-in for transformers' Trainer: its interface, over headstart's loop.
 
-arguments, data, callbacks  ->  `dataloaders`, `losses`, `evaluation`, `optimization`, `checkpoints`  ->  this class
-train()                     ->  `training.py`, which drives `headstart.training.loop`
+Layer 6; its topics are modules of their own, each a class above the one before:
+
+    arguments, data, callbacks  ->  `dataloaders`, `losses`, `evaluation`, `optimization`, `checkpoints`  ->  this class
+    train()                     ->  `training.py`, which drives `headstart.training.loop`
 """
 
 from __future__ import annotations

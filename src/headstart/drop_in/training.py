@@ -1,11 +1,13 @@
 """One call of `Trainer.train`: headstart's loop, told in the events that transformers' callbacks know.
 
-hooks of the loop    -> on_epoch_begin, on_step_begin, on_substep_end, on_pre_optimizer_step, on_optimizer_step
-StepRecord           -> on_step_end; what callbacks ask for then is asked of the loop, word by word:
-"evaluate"       -> EvaluationRecord (on_prediction_step, on_log, on_evaluate inside)
-"save"           -> CheckpointRecord -> on_save
--> after the last step of an epoch on_epoch_end, and what is asked for then
-"end"            -> StopRecord
+Layer 6. Nothing of training is decided here; records of the loop and words to it are translated:
+
+    hooks of the loop    -> on_epoch_begin, on_step_begin, on_substep_end, on_pre_optimizer_step, on_optimizer_step
+    StepRecord           -> on_step_end; what callbacks ask for then is asked of the loop, word by word:
+        "evaluate"       -> EvaluationRecord (on_prediction_step, on_log, on_evaluate inside)
+        "save"           -> CheckpointRecord -> on_save
+                         -> after the last step of an epoch on_epoch_end, and what is asked for then
+        "end"            -> StopRecord
 """
 
 from __future__ import annotations
@@ -21,12 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import numpy as np
 import torch
 from rich.console import Console
-from transformers.trainer_utils import (
-    SaveStrategy,
-    TrainOutput,
-    sort_checkpoints,
-    speed_metrics,
-)
+from transformers.trainer_utils import SaveStrategy, TrainOutput, sort_checkpoints, speed_metrics
 
 from headstart.drop_in.attributes import library_logger
 from headstart.drop_in.extent import Extent
@@ -34,14 +31,7 @@ from headstart.drop_in.training_progress import TrainingProgress, discard_checkp
 from headstart.errors import CheckpointError, NonFiniteError
 from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.run_writer import share_state
-from headstart.runlog import (
-    CheckpointRecord,
-    Record,
-    RunLock,
-    StepRecord,
-    StopRecord,
-    WarningRecord,
-)
+from headstart.runlog import CheckpointRecord, Record, RunLock, StepRecord, StopRecord, WarningRecord
 from headstart.training.allocator import keep_freed_memory
 from headstart.training.loop import train
 from headstart.training.state import LoopParts, LoopSettings, StepHooks, TrainState
@@ -84,6 +74,17 @@ class Training(TrainingProgress):
 
     def run(self) -> TrainOutput:
         """Train, and give what `Trainer.train` gives."""
+        try:
+            signal_at_end = self._run_loop()
+        except Stopped as stopped:
+            self._leave(stopped.number)
+        output = self._finalize_training()
+        if signal_at_end is not None:
+            self._leave(signal_at_end)
+        return output
+
+    def _run_loop(self) -> int | None:
+        """Make all steps, and give the number of a signal that came too late to stop them."""
         trainer, args = self.trainer, self.trainer.args
         with contextlib.ExitStack() as stack:
             stack.enter_context(keep_freed_memory())
@@ -109,24 +110,18 @@ class Training(TrainingProgress):
             if (self.first_step or self.is_ended) and self._is_over:
                 self.requests.add("end")
             interruption = Interruption(self.requests, Console(stderr=True, quiet=True), ends_process=False)
-            try:
-                if saves:
-                    stack.enter_context(interruption)
-                for record in self._loop():
-                    self._handle(record)
-                is_over = self._is_over or trainer.state.global_step >= self.extent.max_steps
-                if not self.processes.any([is_over])[0]:
-                    interruption.saved(asked_elsewhere=True)
-                if not is_over:  # a callback of another process has ended it
-                    trainer.control.should_training_stop = True
-            except Stopped as stopped:
-                _leave(stopped.number, trainer.state.global_step)
+            if saves:
+                stack.enter_context(interruption)
+            for record in self._loop():
+                self._handle(record)
+            is_over = self._is_over or trainer.state.global_step >= self.extent.max_steps
+            if not self.processes.any([is_over])[0]:
+                interruption.saved(asked_elsewhere=True)
+            if not is_over:  # a callback of another process has ended it
+                trainer.control.should_training_stop = True
             if interruption.number is not None and not self._checkpoint_folder().exists():
                 trainer._save_checkpoint(trainer.model, self.trial)
-        output = self._finalize_training()
-        if interruption.number is not None:
-            _leave(interruption.number, trainer.state.global_step)
-        return output
+        return interruption.number
 
     def _say_how_much(self) -> None:
         """Say how long the training is, at the level of transformers' own lines of this kind."""
@@ -372,8 +367,8 @@ class Training(TrainingProgress):
         trainer.is_in_train = False
         return TrainOutput(state.global_step, train_loss, metrics)
 
-
-def _leave(number: int, step: int) -> NoReturn:
-    """Say how to go on, and end as the signal would have ended the script."""
-    message = f"Stopped after saving step {step}. Go on: trainer.train(resume_from_checkpoint=True)"
-    end_as_signalled(number, message)
+    def _leave(self, number: int) -> NoReturn:
+        """Say how to go on, and end as the signal would have ended the script."""
+        step = self.trainer.state.global_step
+        message = f"Stopped after saving step {step}. Go on: trainer.train(resume_from_checkpoint=True)"
+        end_as_signalled(number, message)
