@@ -27,11 +27,13 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from headstart.models.random_bits import LEVELS, fold, fold_text, keep_mask, split
+from headstart.models.random_bits import LEVELS, fold, fold_text, keep_mask, split, split_few
 
 __all__ = [
     "RandomKey",
+    "draw_row_keys",
     "find_unkeyed_draws",
+    "has_row_keys",
     "keyed_randomness",
     "keyed_streams",
     "recompute_contexts",
@@ -173,12 +175,23 @@ class _KeyedDropout(TorchFunctionMode):
             self.unkeyed.append(name)
             with torch._C.DisableTorchFunction():
                 return F.dropout(values, probability)
-        nth = self._num_draws[name] = self._num_draws.get(name, -1) + 1
-        keep = row_mask(tuple(values.shape), probability, self.key, f"{name}#{nth}", device=values.device)
+        keep = row_mask(tuple(values.shape), probability, self.key, self._next_site(name), device=values.device)
         # The share that is really kept, so that the expected value is exact.
         kept = 1.0 - round(probability * LEVELS) / LEVELS
         dropped: torch.Tensor = _Drop.apply(values, keep, 1.0 / kept if kept else 0.0)  # type: ignore[no-untyped-call]
         return dropped
+
+    def _next_site(self, name: str) -> str:
+        nth = self._num_draws[name] = self._num_draws.get(name, -1) + 1
+        return f"{name}#{nth}"
+
+    def draw_row_keys(self, module: torch.nn.Module, num_rows: int) -> torch.Tensor | None:
+        """Give the key of each row for the next draw of a module; None, and a note, where the rows are others."""
+        name = self._names.get(id(module), self._inside[-1] if self._inside else "")
+        if num_rows != len(self.key.row_ids):
+            self.unkeyed.append(name)
+            return None
+        return split_few(fold(fold_text(self._next_site(name)), self.key.seed, self.key.step), self.key.row_ids)
 
     def _attention(
         self,
@@ -213,6 +226,26 @@ class _KeyedDropout(TorchFunctionMode):
 
 # The forward passes that are under way, innermost last.
 _entered: list[_KeyedDropout] = []
+
+
+def draw_row_keys(module: torch.nn.Module, num_rows: int) -> torch.Tensor:
+    """Give the key of each row of a batch for the next draw of a module, for a kernel that draws by itself.
+
+    Args:
+        module: whose draw it is.
+        num_rows: B.
+
+    Returns:
+        int64, shape (B,): what `row_mask` would start from there; outside `keyed_randomness`, and where the batch is
+        not one of rows, keys from PyTorch's global stream.
+    """
+    keys = _entered[-1].draw_row_keys(module, num_rows) if _entered else None
+    return torch.randint(-(2**63), 2**63 - 1, (num_rows,)) if keys is None else keys
+
+
+def has_row_keys(num_rows: int) -> bool:
+    """Say whether a kernel may draw for so many rows: inside `keyed_randomness`, only for as many as the batch has."""
+    return not _entered or num_rows == len(_entered[-1].key.row_ids)
 
 
 def recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

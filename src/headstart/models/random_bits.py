@@ -14,10 +14,12 @@ adding, multiplying and shifting of 64-bit integers alone, on any device whose i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-__all__ = ["LEVELS", "fold", "fold_text", "keep_mask", "split"]
+__all__ = ["LEVELS", "fold", "fold_text", "keep_mask", "split", "split_few"]
 
 LEVELS = 1 << 16
 """Sixteen bits a decision: a probability is met to within 1/131072 (0.1 becomes 0.100006)."""
@@ -73,6 +75,22 @@ def split(keys: int | torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         keys = torch.tensor(_signed(keys), device=numbers.device)
     words = (numbers + 1) * _signed(_GOLDEN) + keys
     return _mix(words, torch.empty_like(words))
+
+
+def split_few(key: int, numbers: Sequence[int]) -> torch.Tensor:
+    """Give what `split` gives for one key and a few numbers, on the CPU, with less to do for each operation.
+
+    Example:
+        >>> split_few(7, [0, 1]).equal(split(7, torch.tensor([0, 1])))
+        True
+    """
+    words = (np.asarray(numbers, dtype=np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    words += np.uint64(key & _MASK)
+    for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
+        words ^= words >> np.uint64(shift)
+        if factor is not None:
+            words *= np.uint64(factor)
+    return torch.from_numpy(words.view(np.int64))
 
 
 def keep_mask(keys: torch.Tensor, size: int, probability: float) -> torch.Tensor:

@@ -1,0 +1,420 @@
+"""Attention over rows of a few hundred tokens, forward and backward, without a matrix of weights in memory.
+
+May import layers 0 and 1. One chunk is one head of one row: its queries, keys and values become float32 in a scratch
+area that stays in the core's own cache, and so do its scores, a block of queries at a time. What is dropped is drawn
+again in the backward pass, and the weights are computed again from the logarithm of their sum (Dao et al. 2022,
+"FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness").
+
+    scores = scale * q k' + bias        weights = softmax(scores)        out = (keep * weights) v
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+
+from headstart.models.kernels.drawing import Drops, split_key
+from headstart.models.kernels.launch import Kernel, bits_of, float_of, kernel, num_workers, number_at
+from headstart.models.kernels.vectors import (
+    add_product,
+    exp,
+    keep_factors,
+    larger,
+    largest,
+    load,
+    load_bfloat16,
+    load_one,
+    multiply_tile,
+    select_between,
+    splat,
+    store,
+    store_bfloat16,
+    store_one,
+    total,
+    transpose_block,
+)
+
+__all__ = ["KeyMask", "attend", "attend_backward"]
+
+_BLOCK = 32  # queries whose scores are in memory at a time
+_MASKED = -1e30  # finite, so that what is subtracted from itself gives no NaN
+_NOTHING_SEEN = -1e29
+
+
+@njit
+def _multiply(a, a_row, a_step, b, b_row, depth, out, out_row, rows, columns, add):
+    """Multiply matrices tile by tile: `columns` is a multiple of 16, `rows` of 8."""
+    column = 0
+    while column + 64 <= columns:
+        for row in range(0, rows, 4):
+            multiply_tile(
+                4, 4, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
+                out + (row * out_row + column) * 4, out_row, add,
+            )  # fmt: skip
+        column += 64
+    while column + 32 <= columns:
+        for row in range(0, rows, 8):
+            multiply_tile(
+                8, 2, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
+                out + (row * out_row + column) * 4, out_row, add,
+            )  # fmt: skip
+        column += 32
+    if column < columns:
+        for row in range(0, rows, 8):
+            multiply_tile(
+                8, 1, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
+                out + (row * out_row + column) * 4, out_row, add,
+            )  # fmt: skip
+
+
+@njit(inline="always")
+def _fill_zero(address, first, last):
+    zero = splat(np.float32(0.0))
+    for index in range(first, last, 16):
+        store(address, index, zero)
+
+
+@njit
+def _transpose(source, target, rows, columns):
+    """Write the transpose of (rows, columns); both are multiples of 16."""
+    for row in range(0, rows, 16):
+        for column in range(0, columns, 16):
+            transpose_block(source + (row * columns + column) * 4, columns, target + (column * rows + row) * 4, rows)
+
+
+@njit(inline="always")
+def _round_up(number, step):
+    return (number + step - 1) // step * step
+
+
+@njit(inline="always")
+def _first_key(query, window):
+    return max(0, query - window) if window >= 0 else 0
+
+
+@njit(inline="always")
+def _end_of_keys(query, keys, causal, window):
+    end = min(keys, query + 1) if causal else keys
+    return min(end, query + window + 1) if window >= 0 else end
+
+
+def _make_forward(read: Any, write: Any, size: int) -> Kernel:
+    @njit(inline="always")
+    def fill(target, source, row_stride, rows, dim, factor):
+        factors = splat(factor)
+        for row in range(rows):
+            for lane in range(0, dim, 16):
+                store(target, row * dim + lane, read(source, row * row_stride + lane) * factors)
+
+    @kernel(variant=read.__name__)
+    def forward(
+        chunk, worker, q, k, v, out, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+        out_batch, out_head, out_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, dim,
+        scale, causal, window, keys, threshold, factor,
+    ):  # fmt: skip
+        row, head = chunk // heads, chunk % heads
+        count = number_at(num_keys, row)
+        padded = _round_up(count, 16)
+        queries = scratch + worker * scratch_size * 4
+        keys_across = queries + _round_up(length, 16) * dim * 4
+        values = keys_across + padded * dim * 4
+        scores = values + padded * dim * 4
+        sums = scores + _BLOCK * padded * 4
+        outputs = sums + _BLOCK * 4
+        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, length, dim, float_of(scale))
+        _fill_zero(queries, length * dim, _round_up(length, 8) * dim)
+        fill(values, k + (row * k_batch + head * k_head) * size, k_row, count, dim, np.float32(1.0))
+        _fill_zero(values, count * dim, padded * dim)
+        _transpose(values, keys_across, padded, dim)
+        fill(values, v + (row * v_batch + head * v_head) * size, v_row, count, dim, np.float32(1.0))
+        masked = splat(np.float32(_MASKED))
+        place = out + (row * out_batch + head * out_head) * size
+        for start in range(0, length, _BLOCK):
+            rows = min(_BLOCK, length - start)
+            padded_rows = _round_up(rows, 8)
+            _multiply(
+                queries + start * dim * 4, dim, 1, keys_across, padded, dim, scores, padded, padded_rows, padded, 0
+            )
+            for index in range(rows):
+                query = start + index
+                line = scores + index * padded * 4
+                low, high = _first_key(query, window), _end_of_keys(query, count, causal, window)
+                highest = masked
+                for lane in range(0, padded, 16):
+                    score = load(line, lane)
+                    if bias != 0:
+                        score = score + load(bias, row * bias_row + lane)
+                    score = select_between(lane, low, high, score, masked)
+                    store(line, lane, score)
+                    highest = larger(highest, score)
+                top = largest(highest)
+                tops = splat(top)
+                sum_of_lanes = splat(np.float32(0.0))
+                drawn = split_key(split_key(number_at(keys, row), head), query) if threshold > -32768 else 0
+                for lane in range(0, padded, 16):
+                    weight = exp(load(line, lane) - tops)
+                    sum_of_lanes = sum_of_lanes + weight
+                    if threshold > -32768:
+                        weight = weight * keep_factors(drawn, lane, threshold, float_of(factor))
+                    store(line, lane, weight)
+                weights = total(sum_of_lanes)
+                if top <= np.float32(_NOTHING_SEEN) and weights == weights:  # no key to look at: 0, as PyTorch has it
+                    store_one(sums, index, np.float32(0.0))
+                    store_one(log_sums, chunk * length + query, np.float32(-_MASKED))
+                else:
+                    store_one(sums, index, np.float32(1.0) / weights)
+                    store_one(log_sums, chunk * length + query, top + np.float32(math.log(weights)))
+            _multiply(scores, padded, 1, values, dim, count, outputs, dim, padded_rows, dim, 0)
+            for index in range(rows):
+                factors = splat(load_one(sums, index))
+                for lane in range(0, dim, 16):
+                    write(place, (start + index) * out_row + lane, load(outputs, index * dim + lane) * factors)
+
+    return forward
+
+
+def _make_backward(read: Any, write: Any, size: int) -> Kernel:
+    @njit(inline="always")
+    def fill(target, source, row_stride, rows, dim, factor):
+        factors = splat(factor)
+        for row in range(rows):
+            for lane in range(0, dim, 16):
+                store(target, row * dim + lane, read(source, row * row_stride + lane) * factors)
+
+    @njit(inline="always")
+    def spill(source, target, row_stride, rows, dim, factor):
+        factors = splat(factor)
+        for row in range(rows):
+            for lane in range(0, dim, 16):
+                write(target, row * row_stride + lane, load(source, row * dim + lane) * factors)
+
+    @kernel(variant=read.__name__)
+    def backward(
+        chunk, worker, q, k, v, grad_out, grad_q, grad_k, grad_v, q_batch, q_head, q_row, k_batch, k_head, k_row,
+        v_batch, v_head, v_row, go_batch, go_head, go_row, gq_batch, gq_head, gq_row, gk_batch, gk_head, gk_row,
+        gv_batch, gv_head, gv_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, dim,
+        scale, causal, window, keys, threshold, factor,
+    ):  # fmt: skip
+        row, head = chunk // heads, chunk % heads
+        count = number_at(num_keys, row)
+        padded = _round_up(count, 16)
+        queries = scratch + worker * scratch_size * 4
+        grads = queries + _round_up(length, 16) * dim * 4
+        keys_along = grads + _round_up(length, 16) * dim * 4
+        keys_across = keys_along + padded * dim * 4
+        values_across = keys_across + padded * dim * 4
+        grad_keys = values_across + padded * dim * 4
+        grad_values = grad_keys + padded * dim * 4
+        scores = grad_values + padded * dim * 4
+        slopes = scores + _BLOCK * padded * 4
+        grad_queries = slopes + _BLOCK * padded * 4
+        weights = grad_queries + _BLOCK * dim * 4
+        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, length, dim, float_of(scale))
+        _fill_zero(queries, length * dim, _round_up(length, 8) * dim)
+        fill(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, length, dim, np.float32(1.0))
+        _fill_zero(grads, length * dim, _round_up(length, 8) * dim)
+        fill(keys_along, v + (row * v_batch + head * v_head) * size, v_row, count, dim, np.float32(1.0))
+        _fill_zero(keys_along, count * dim, padded * dim)
+        _transpose(keys_along, values_across, padded, dim)
+        fill(keys_along, k + (row * k_batch + head * k_head) * size, k_row, count, dim, np.float32(1.0))
+        _transpose(keys_along, keys_across, padded, dim)
+        masked, nothing = splat(np.float32(_MASKED)), splat(np.float32(0.0))
+        grad_place = grad_q + (row * gq_batch + head * gq_head) * size
+        for start in range(0, length, _BLOCK):
+            rows = min(_BLOCK, length - start)
+            padded_rows = _round_up(rows, 8)
+            _multiply(
+                queries + start * dim * 4, dim, 1, keys_across, padded, dim, scores, padded, padded_rows, padded, 0
+            )
+            _multiply(
+                grads + start * dim * 4, dim, 1, values_across, padded, dim, slopes, padded, padded_rows, padded, 0
+            )
+            for index in range(rows):
+                query = start + index
+                line, slope_line = scores + index * padded * 4, slopes + index * padded * 4
+                low, high = _first_key(query, window), _end_of_keys(query, count, causal, window)
+                log_sum = splat(load_one(log_sums, chunk * length + query))
+                drawn = split_key(split_key(number_at(keys, row), head), query) if threshold > -32768 else 0
+                products = nothing
+                for lane in range(0, padded, 16):
+                    score = load(line, lane)
+                    if bias != 0:
+                        score = score + load(bias, row * bias_row + lane)
+                    score = select_between(lane, low, high, score, masked)
+                    weight = exp(score - log_sum)
+                    slope = load(slope_line, lane)
+                    store(weights, lane, weight)
+                    if threshold > -32768:
+                        kept = keep_factors(drawn, lane, threshold, float_of(factor))
+                        store(line, lane, weight * kept)
+                        slope = slope * kept
+                    else:
+                        store(line, lane, weight)
+                    store(slope_line, lane, slope)
+                    products = add_product(weight, slope, products)
+                # Of these numbers, not of the output, which is rounded where it is bfloat16.
+                mean_slope = splat(total(products))
+                for lane in range(0, padded, 16):
+                    store(slope_line, lane, load(weights, lane) * (load(slope_line, lane) - mean_slope))
+            _multiply(slopes, padded, 1, keys_along, dim, count, grad_queries, dim, padded_rows, dim, 0)
+            spill(grad_queries, grad_place + start * gq_row * size, gq_row, rows, dim, float_of(scale))
+            add = 1 if start else 0
+            _multiply(scores, 1, padded, grads + start * dim * 4, dim, rows, grad_values, dim, padded, dim, add)
+            _multiply(slopes, 1, padded, queries + start * dim * 4, dim, rows, grad_keys, dim, padded, dim, add)
+        spill(grad_values, grad_v + (row * gv_batch + head * gv_head) * size, gv_row, count, dim, np.float32(1.0))
+        spill(grad_keys, grad_k + (row * gk_batch + head * gk_head) * size, gk_row, count, dim, np.float32(1.0))
+        for index in range(count, length):  # nobody looks at a key that is padding
+            for lane in range(0, dim, 16):
+                write(grad_v + (row * gv_batch + head * gv_head) * size, index * gv_row + lane, nothing)
+                write(grad_k + (row * gk_batch + head * gk_head) * size, index * gk_row + lane, nothing)
+
+    return backward
+
+
+_forward = {
+    torch.float32: _make_forward(load, store, 4),
+    torch.bfloat16: _make_forward(load_bfloat16, store_bfloat16, 2),
+}
+_backward = {
+    torch.float32: _make_backward(load, store, 4),
+    torch.bfloat16: _make_backward(load_bfloat16, store_bfloat16, 2),
+}
+
+
+class KeyMask:
+    """Which keys a row's queries may look at.
+
+    Args:
+        num_keys: int64, shape (B,): keys from there on are padding.
+        bias: float32, shape (B, K) with K a multiple of 16 and at least the length: added to the scores of a key, for
+            masks that are not padding on the right; None adds nothing.
+    """
+
+    def __init__(self, num_keys: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.num_keys, self.bias = num_keys, bias
+
+    @classmethod
+    def of(cls, mask: torch.Tensor | None, batch_size: int, length: int) -> KeyMask:
+        """Read a mask, shape (B, length), that is true (or not 0) where a key may be looked at; None is all of them."""
+        if mask is None:
+            return cls(torch.full((batch_size,), length, dtype=torch.int64))
+        seen = mask[:, :length].to(torch.bool)
+        places = torch.arange(1, length + 1)
+        num_keys = (seen * places).amax(1).clamp_(min=1)
+        if bool((seen.sum(1) == num_keys).all()):
+            return cls(num_keys)
+        bias = torch.zeros((batch_size, -(-length // 16) * 16), dtype=torch.float32)
+        bias[:, :length].masked_fill_(~seen, _MASKED)
+        return cls(num_keys, bias)
+
+    def numbers(self) -> tuple[int, int, int]:
+        """Give what kernels take."""
+        if self.bias is None:
+            return self.num_keys.data_ptr(), 0, 0
+        return self.num_keys.data_ptr(), self.bias.data_ptr(), self.bias.shape[1]
+
+
+# An area for each thread that calls, because it may call while another one waits for its kernel.
+_scratch = threading.local()
+
+
+def _scratch_area(size: int, num_chunks: int) -> torch.Tensor:
+    """Give memory for each worker; the same again and again, because fresh memory costs more than the work in it."""
+    wanted = size * num_workers(num_chunks)
+    held: torch.Tensor | None = getattr(_scratch, "area", None)
+    if held is None or held.numel() < wanted:
+        held = _scratch.area = torch.empty(wanted, dtype=torch.float32)
+    return held
+
+
+def _strides(tensor: torch.Tensor) -> tuple[int, int, int]:
+    return tensor.stride(0), tensor.stride(1), tensor.stride(2)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: KeyMask,
+    *,
+    scale: float,
+    drops: Drops,
+    causal: bool = False,
+    window: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute attention.
+
+    Args:
+        q: shape (B, heads, T, D), float32 or bfloat16, D a multiple of 16; any strides, but numbers of one head lie
+            side by side. The same for `k` and `v`. A query that sees no key gets zeros.
+        k: keys.
+        v: values.
+        mask: keys that are there.
+        scale: of the scores.
+        drops: of the weights.
+        causal: a query sees no later key.
+        window: a query sees keys up to so many places away; None sees all.
+
+    Returns:
+        The output, shape (B, heads, T, D) with memory laid out as (B, T, heads, D), and the logarithm of each query's
+        sum of weights, float32, shape (B, heads, T).
+    """
+    batch, heads, length, dim = q.shape
+    out = torch.empty((batch, length, heads, dim), dtype=q.dtype).transpose(1, 2)
+    log_sums = torch.empty((batch, heads, length), dtype=torch.float32)
+    padded = -(-length // 16) * 16
+    size = dim * padded * 3 + _BLOCK * (padded + dim + 1) + 16
+    scratch = _scratch_area(size, batch * heads)
+    _forward[q.dtype](
+        batch * heads, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), *_strides(q), *_strides(k),
+        *_strides(v), *_strides(out), log_sums.data_ptr(), *mask.numbers(), scratch.data_ptr(), size, heads, length,
+        dim, bits_of(scale), int(causal), -1 if window is None else window, *drops.numbers(),
+    )  # fmt: skip
+    return out, log_sums
+
+
+def attend_backward(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_sums: torch.Tensor,
+    mask: KeyMask,
+    grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    *,
+    scale: float,
+    drops: Drops,
+    causal: bool = False,
+    window: int | None = None,
+) -> None:
+    """Compute the gradients of `attend`.
+
+    Args:
+        grad_out: gradient of the output, same shape and dtype.
+        q: what `attend` got, as all that is not said here.
+        k: keys.
+        v: values.
+        log_sums: as `attend` gave them.
+        mask: keys that are there.
+        grads: where those of `q`, `k` and `v` go; of any strides, but numbers of one head lie side by side.
+        scale: of the scores.
+        drops: of the weights.
+        causal: a query sees no later key.
+        window: how far away a query sees.
+    """
+    batch, heads, length, dim = q.shape
+    padded = -(-length // 16) * 16
+    size = dim * padded * 7 + _BLOCK * (2 * padded + dim) + padded
+    scratch = _scratch_area(size, batch * heads)
+    tensors = (q, k, v, grad_out, *grads)
+    _backward[q.dtype](
+        batch * heads, *(tensor.data_ptr() for tensor in tensors),
+        *(stride for tensor in tensors for stride in _strides(tensor)), log_sums.data_ptr(), *mask.numbers(),
+        scratch.data_ptr(), size, heads, length, dim, bits_of(scale), int(causal), -1 if window is None else window,
+        *drops.numbers(),
+    )  # fmt: skip
