@@ -1,0 +1,244 @@
+"""Matrix products: linear layers over bfloat16 copies, three of them as one, and float32 through oneDNN.
+
+May import layers 0 and 1.
+
+    out = x weight' + bias        grad_x = grad_out weight        grad_weight = grad_out' x
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from headstart.models.kernels.elementwise import add_columns
+from headstart.models.swaps.swap import call, note
+from headstart.models.working_copies import WorkingCopies
+
+__all__ = [
+    "JoinedLinears",
+    "Products",
+    "computes_in_bfloat16",
+    "conv1d",
+    "has_onednn_product",
+    "joined_linear",
+    "linear",
+    "multiply",
+    "parameters_of",
+]
+
+
+def computes_in_bfloat16() -> bool:
+    """Say whether products are to be in bfloat16 here (autocast on the CPU)."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def has_onednn_product() -> bool:
+    """Say whether PyTorch hands out oneDNN's float32 product by itself."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+
+
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Give x weight' + bias; float32 through oneDNN, because MKL takes a slow path on AMD's processors."""
+    if x.dtype == torch.float32 and x.numel() and weight.numel():
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
+    return F.linear(x, weight, bias)
+
+
+@dataclass
+class Products:
+    """What matrix products are computed with.
+
+    Args:
+        copies: bfloat16 copies for what runs under autocast; None leaves it to autocast.
+        onednn: whether float32 goes through oneDNN.
+        result: what the model's own way gives hidden states in, where products are in bfloat16.
+    """
+
+    copies: WorkingCopies | None = None
+    onednn: bool = False
+    result: torch.dtype = torch.float32
+
+    def operands(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Give weight and bias as the product takes them; None where it is PyTorch's own."""
+        if x.device.type != "cpu" or x.numel() == 0:
+            return None
+        if computes_in_bfloat16():
+            if self.copies is None or not self.copies.covers(weight, bias) or not x.is_floating_point():
+                return None
+            return self.copies.of(weight), None if bias is None else self.copies.of(bias)
+        if self.onednn and x.dtype == weight.dtype == torch.float32:
+            return weight.detach(), None if bias is None else bias.detach()
+        return None
+
+
+class Product(torch.autograd.Function):
+    """A linear layer; weight and bias are what gets the gradients, `used` and `used_bias` what is computed with."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        used: torch.Tensor,
+        used_bias: torch.Tensor | None,
+        is_transposed: bool,
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(used.dtype)
+        ctx.save_for_backward(flat, used)
+        ctx.shape, ctx.is_transposed = x.shape, is_transposed
+        return multiply(flat, used, used_bias).view(*x.shape[:-1], used.shape[0])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, used = ctx.saved_tensors
+        grad = gradients[0].reshape(-1, used.shape[0]).to(used.dtype)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = multiply(grad, used.t()).view(ctx.shape) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            grad_weight = multiply(flat.t(), grad.t()) if ctx.is_transposed else multiply(grad.t(), flat.t())
+        grad_bias = add_columns(grad.contiguous()) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def linear(part: str, module: nn.Linear, products: Products, x: torch.Tensor) -> torch.Tensor:
+    """Stand for `nn.Linear.forward`."""
+    operands = products.operands(x, module.weight, module.bias)
+    if operands is None:
+        return F.linear(x, module.weight, module.bias)
+    note(part, module)
+    out: torch.Tensor = call(Product, x, module.weight, module.bias, *operands, False)
+    return out
+
+
+def conv1d(part: str, module: nn.Module, products: Products, x: torch.Tensor) -> torch.Tensor:
+    """Stand for the forward pass of transformers' `Conv1D`: a linear layer whose weight lies the other way round."""
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Parameter) and isinstance(bias, Parameter)
+    operands = products.operands(x, weight, bias)
+    if operands is None:
+        return type(module).forward(module, x)  # type: ignore[no-any-return]
+    note(part, module)
+    out: torch.Tensor = call(Product, x, weight, bias, operands[0].t(), operands[1], True)
+    return out
+
+
+class _JoinedProduct(torch.autograd.Function):
+    """Several linear layers of one input as one product; outputs are parts of one tensor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, used: torch.Tensor, used_bias: torch.Tensor | None, *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1]).to(used.dtype)
+        ctx.save_for_backward(flat, used)
+        ctx.shape, ctx.has_bias = x.shape, used_bias is not None
+        weights = parameters[: len(parameters) // 2] if ctx.has_bias else parameters
+        ctx.rows = [weight.shape[0] for weight in weights]
+        out = multiply(flat, used, used_bias).view(*x.shape[:-1], used.shape[0])
+        parts: tuple[torch.Tensor, ...] = out.split(ctx.rows, -1)
+        return parts
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, used = ctx.saved_tensors
+        grad = _join(gradients, used)
+        needed = ctx.needs_input_grad[3:]
+        nothing = (None,) * len(ctx.rows)
+        grad_x = multiply(grad, used.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        weights = multiply(grad.t(), flat.t()).split(ctx.rows) if any(needed[: len(ctx.rows)]) else nothing
+        if not ctx.has_bias:
+            return grad_x, None, None, *weights
+        biases = add_columns(grad).split(ctx.rows) if any(needed[len(ctx.rows) :]) else nothing
+        return grad_x, None, None, *weights, *biases
+
+
+def _join(gradients: tuple[torch.Tensor, ...], used: torch.Tensor) -> torch.Tensor:
+    """Give gradients side by side as one matrix; without copying where the attention has left them so."""
+    first, width = gradients[0], used.shape[0]
+    place, lies_joined = first.data_ptr(), True
+    for grad in gradients:
+        lies_joined &= grad.dtype == used.dtype and grad.stride() == first.stride() and grad.data_ptr() == place
+        place += grad.shape[-1] * grad.element_size()
+    strides = first.stride()
+    lies_joined &= strides[-1] == 1 and strides[-2] == width
+    lies_joined &= first.ndim == 2 or strides[0] == width * first.shape[1]
+    if lies_joined and first.ndim <= 3:
+        return first.as_strided((first.numel() // first.shape[-1], width), (width, 1))
+    return torch.cat([grad.reshape(-1, grad.shape[-1]).to(used.dtype) for grad in gradients], -1)
+
+
+class JoinedLinears:
+    """Linear layers that get the same input: the first one that is called computes the outputs of all.
+
+    Args:
+        modules: with as many columns each, all of them with a bias or none.
+        products: whose copies give them as one matrix.
+    """
+
+    def __init__(self, modules: tuple[nn.Linear, ...], products: Products) -> None:
+        self.modules, self.products = modules, products
+        self.num_wasted = 0
+        """Outputs that nobody asked for."""
+        # One assignment gives it and takes it away, so that threads that share a model do not mix their outputs.
+        self._held: tuple[torch.Tensor, int, dict[int, torch.Tensor]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"modules": self.modules, "products": self.products}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def let_go(self) -> None:
+        """Drop what is left of an interrupted forward pass."""
+        if self._held is not None:
+            self.num_wasted += len(self._held[2])
+        self._held = None
+
+    def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Stand for `nn.Linear.forward` of one of them."""
+        version = 0 if x.is_inference() else x._version
+        held = self._held
+        if held is not None and held[0] is x and held[1] == version:
+            out = held[2].pop(index, None)
+            if not held[2]:
+                self._held = None
+            if out is not None:
+                return out
+        weights = [module.weight for module in self.modules]
+        biases = [module.bias for module in self.modules if module.bias is not None]
+        copies = self.products.copies
+        if not computes_in_bfloat16() or copies is None or not copies.covers(*weights, *biases) or x.numel() == 0:
+            return linear("bf16_weights", self.modules[index], self.products, x)
+        self.let_go()
+        for module in self.modules:
+            note("joined_qkv", module)
+            note("bf16_weights", module)
+        outputs = call(
+            _JoinedProduct, x, copies.of(*weights), copies.of(*biases) if biases else None, *weights, *biases
+        )
+        self._held = x, version, {place: output for place, output in enumerate(outputs) if place != index}
+        result: torch.Tensor = outputs[index]
+        return result
+
+
+def joined_linear(index: int, joined: JoinedLinears, x: torch.Tensor) -> torch.Tensor:
+    """Stand for `nn.Linear.forward` of a joined layer."""
+    return joined.forward(index, x)
+
+
+def parameters_of(module: nn.Module) -> list[Parameter]:
+    """Give weight and bias."""
+    return list(module.parameters(recurse=False))

@@ -1,0 +1,101 @@
+"""bfloat16 copies of float32 weights, for the matrix products.
+
+May import layers 0 and 1. A parameter is the float32 master and stays what a checkpoint and a user see. Its copy is
+what the products read, so that no step casts every weight again. `headstart.build_optimizer` writes both in one pass;
+a change from elsewhere (a checkpoint that is loaded) is seen by the parameter's version, and the copy made anew.
+Changes through `parameter.data` have no version: `refresh` is for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+__all__ = ["WorkingCopies"]
+
+
+class WorkingCopies:
+    """The copies of one model's weights.
+
+    A copy of this object, by `copy.deepcopy` or pickled, has working copies of its own, which no optimizer keeps yet.
+
+    Args:
+        groups: parameters of modules; those of one group lie one after the other in memory, as one matrix with all
+            their rows.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> copies = WorkingCopies([[weight]])
+        >>> copies.of(weight).dtype
+        torch.bfloat16
+    """
+
+    def __init__(self, groups: Iterable[Sequence[torch.Tensor]]) -> None:
+        self._groups = [list(group) for group in groups]
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self.kept_by_optimizer = False
+        """Whether an optimizer writes the copies together with the weights."""
+        self._tensors: dict[Any, torch.Tensor] = {}
+        self.tensors: Mapping[Parameter, torch.Tensor] = self._tensors
+        """The copy of each parameter, as an optimizer writes it."""
+        self._joined: dict[tuple[int, ...], torch.Tensor] = {}
+        self._seen: dict[torch.Tensor, tuple[int, int]] = {}
+        for group in self._groups:
+            rows = [parameter.shape[0] for parameter in group]
+            joined = torch.empty((sum(rows), *group[0].shape[1:]), dtype=torch.bfloat16)
+            self._joined[tuple(id(parameter) for parameter in group)] = joined
+            for parameter, part in zip(group, joined.split(rows), strict=True):
+                # Not a view, whose changes autograd would count as changes of its neighbours.
+                own = torch.empty(0, dtype=torch.bfloat16)
+                own.set_(joined.untyped_storage(), part.storage_offset(), part.shape, part.stride())
+                self._tensors[parameter] = own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"groups": self._groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._groups = state["groups"]
+        self._allocate()
+
+    def covers(self, *parameters: torch.Tensor | None) -> bool:
+        """Say whether there are copies of these parameters, written by an optimizer."""
+        if not self.kept_by_optimizer:
+            return False
+        for parameter in parameters:
+            if parameter is not None:
+                copy = self._tensors.get(parameter)
+                if copy is None or parameter.dtype != torch.float32 or parameter.device != copy.device:
+                    return False
+        return True
+
+    def of(self, *parameters: torch.Tensor) -> torch.Tensor:
+        """Give the copy of a parameter, or of a whole group as one matrix."""
+        for parameter in parameters:
+            seen = parameter._version, parameter.data_ptr()
+            if self._seen.get(parameter) != seen:
+                with torch.no_grad():
+                    self._tensors[parameter].copy_(parameter)
+                self._seen[parameter] = seen
+        if len(parameters) == 1:
+            return self._tensors[parameters[0]]
+        return self._joined[tuple(id(parameter) for parameter in parameters)]
+
+    def refresh(self) -> None:
+        """Make all copies anew when they are next asked for: after weights were changed through `parameter.data`.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+            >>> copies = WorkingCopies([[weight]])
+            >>> before = copies.of(weight)[0, 0].item()
+            >>> weight.data.fill_(2.0)[0, 0].item(), copies.of(weight)[0, 0].item()
+            (2.0, 1.0)
+            >>> copies.refresh()
+            >>> copies.of(weight)[0, 0].item()
+            2.0
+        """
+        self._seen.clear()
