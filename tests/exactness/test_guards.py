@@ -32,6 +32,7 @@ from headstart.preparation import Plan
 from headstart.records import CheckpointRecord, EvaluationRecord, Record, StepRecord, StopRecord, WarningRecord
 from headstart.runlog import DISCARDED_LOG_FILE, NON_FINITE_DIR, read_log
 from headstart.tasks import SequenceClassification
+from headstart.training.fast_adamw import FastAdamW
 from headstart.training.memory import is_out_of_memory
 from headstart.training.non_finite import MAX_ROLLBACKS
 from headstart.training.optim import build_optimizer, learning_rate_factor
@@ -179,14 +180,19 @@ class NotFinite:
 def moments(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Collect the state of the optimizer before each of its steps, and after the last."""
     seen: list[dict[str, Any]] = []
-    make_step = torch.optim.AdamW.step
 
-    def step(self: torch.optim.AdamW, *rest: Any) -> Any:
-        result = make_step(self, *rest)
-        seen[:] = [copy.deepcopy(self.state_dict()["state"]), self]  # type: ignore[list-item]
-        return result
+    def watch(kind: type[torch.optim.AdamW]) -> None:
+        make_step = kind.step
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        def step(self: torch.optim.AdamW, *rest: Any) -> Any:
+            result = make_step(self, *rest)
+            seen[:] = [copy.deepcopy(self.state_dict()["state"]), self]  # type: ignore[list-item]
+            return result
+
+        monkeypatch.setattr(kind, "step", step)
+
+    watch(torch.optim.AdamW)
+    watch(FastAdamW)
     return seen
 
 
@@ -600,6 +606,7 @@ def test_memory_that_runs_out_in_the_optimizer_never_makes_an_update_twice_or_in
         "train.evaluate_every": None,
         "train.save_every": 2,
         "optim.warmup": 0,  # the first step counts
+        "train.fast": {"optimizer_pass": False},  # PyTorch's own; tests/training/test_fast_adamw.py has the other
     }
     for _ in begin(settings, tmp_path / "expected").train():
         pass

@@ -23,6 +23,7 @@ from forked import Forked
 from headstart.errors import ProcessLostError, RecipeError, TrainingError
 from headstart.runlog import CHECKPOINTS_DIR, StepRecord
 from headstart.training.device import count_processes, is_sharded
+from headstart.training.fast_adamw import FastAdamW
 from headstart.training.state import LoopParts
 from joined import join, start_joined
 from small_training import Settings, bits_of, finish, start, train_to
@@ -345,23 +346,23 @@ def test_memory_that_runs_out_in_one_process_splits_the_update_in_all(
 
     monkeypatch.setattr(headstart.training_run, "_loop_parts", parts_that_fail)
     if point == "clip":
-        total_norm = torch.nn.utils.get_total_norm
+        clip = FastAdamW.clip
         calls = iter(range(10**6))
 
-        def norm_that_fails(*given: Any, **named: Any) -> torch.Tensor:
+        def clip_that_fails(*given: Any, **named: Any) -> torch.Tensor:
             fail(next(calls))
-            return total_norm(*given, **named)
+            return clip(*given, **named)
 
-        monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm_that_fails)
+        monkeypatch.setattr(FastAdamW, "clip", clip_that_fails)
     if point == "optimizer":
-        make_step = torch.optim.AdamW.step
+        make_step = FastAdamW.step
         steps = iter(range(10**6))
 
         def step_that_fails(self: Any, *given: Any) -> Any:
             fail(next(steps))
             return make_step(self, *given)
 
-        monkeypatch.setattr(torch.optim.AdamW, "step", step_that_fails)
+        monkeypatch.setattr(FastAdamW, "step", step_that_fails)
     train_joined(2, settings, tmp_path / "run")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     warnings = [record for record in log if record["record"] == "warning"]

@@ -22,6 +22,7 @@ from headstart.records import EvaluationRecord, Record, StepRecord, StopRecord
 from headstart.runlog import read_log
 from headstart.tasks.sequence_classification import SequenceClassification
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
+from headstart.training.fast_adamw import FastAdamW
 from small_training import Settings, bits_of, finish, start, train_to
 
 NUM_STEPS = 24  # of the settings in conftest.py: 3 epochs of 8 updates, each of two micro-batches
@@ -282,12 +283,12 @@ def test_killed_after_the_backward_pass_of_a_micro_batch(
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        pytest.param(torch.optim.AdamW, "step", 8, True, id="after the update, before its record"),
+        pytest.param(FastAdamW, "step", 8, True, id="after the update, before its record"),
         pytest.param(SequenceClassification, "score", 2, False, id="in an evaluation"),
         pytest.param(os, "rename", 3, False, id="before a checkpoint has its name", marks=pytest.mark.exactness),
         pytest.param(os, "rename", 3, True, id="after a checkpoint got its name", marks=pytest.mark.exactness),
         pytest.param(os, "fsync", 7, False, id="while a checkpoint is written"),
-        pytest.param(torch.optim.AdamW, "step", 24, True, id="after the last update", marks=pytest.mark.exactness),
+        pytest.param(FastAdamW, "step", 24, True, id="after the last update", marks=pytest.mark.exactness),
         pytest.param(SequenceClassification, "score", 5, True, id="in the last one", marks=pytest.mark.exactness),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 
 from headstart.errors import format_rows
 from headstart.runlog import WarningRecord
+from headstart.training.gradients import numbers_of
 from headstart.training.sharding import whole
 from headstart.training.state import LoopParts, LoopSettings, TrainState, UpdateGradients
 
@@ -85,6 +86,6 @@ def find_non_finite(model: torch.nn.Module, gradients: UpdateGradients) -> tuple
     names = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all())
+        if parameter.grad is not None and not bool(torch.isfinite(numbers_of(whole(parameter.grad))).all())
     ]
     return rows, names

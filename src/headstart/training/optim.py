@@ -1,21 +1,26 @@
 """Optimizers and learning-rate schedules.
 
-May import layers 0 and 1. A schedule is a pure function of the step; the optimizer is PyTorch's own.
+May import layers 0 to 2. A schedule is a pure function of the step; the optimizer is PyTorch's own, or `FastAdamW`.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from headstart.models.lazy_embedding import MIN_ROWS, lazy_embeddings
+from headstart.models.speed import Part, speed_up_of
+from headstart.training.fast_adamw import FastAdamW, WorkingCopies, why_not_fast
+
 if TYPE_CHECKING:
     from headstart.recipe import OptimSection
 
-__all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups"]
+__all__ = ["build_optimizer", "learning_rate_factor", "optimizer_parts", "parameter_groups", "replace_optimizer"]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -53,36 +58,145 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    optim: OptimSection | None = None,
+    *,
+    fast: bool = True,
+    lazy_rows: bool = False,
+    copies: WorkingCopies | None = None,
+    **numbers: Any,
+) -> torch.optim.Optimizer:
     """Build the optimizer that a recipe's `optim` section describes.
 
     Args:
         model: its trainable parameters are optimized.
-        optim: name and numbers; the learning rate is the highest of the schedule.
+        optim: name and numbers; the learning rate is the highest of the schedule. None takes those of `numbers`.
+        fast: make an update in one pass over the numbers, where that can be; see `FastAdamW`.
+        lazy_rows: update the rows of large embeddings when a batch looks them up; their gradients are then sparse, so
+            that `FastAdamW.clip` takes the place of `torch.nn.utils.clip_grad_norm_`. Needs `fast`.
+        copies: bfloat16 copies of the weights that each update writes, too; None takes those of `speed_up(model)`.
+            Needs `fast`.
+        numbers: fields of a recipe's `optim` section by name, such as `learning_rate=2e-5`; instead of `optim`.
 
     Returns:
-        `torch.optim.AdamW` or `torch.optim.SGD`, in PyTorch's fused form where the parameters' device has one.
+        `FastAdamW`; where that cannot be, or is not asked for, `torch.optim.AdamW` or `torch.optim.SGD`, in PyTorch's
+        fused form where the parameters' device has one. `optimizer_parts` says which and why.
+
+    Raises:
+        TypeError: both a section and numbers are given.
 
     Example:
-        >>> from headstart.recipe import OptimSection
-        >>> type(build_optimizer(nn.Linear(2, 2), OptimSection(name="sgd"))).__name__
+        >>> type(build_optimizer(nn.Linear(2, 2), name="sgd")).__name__
         'SGD'
+        >>> build_optimizer(nn.Linear(2, 2), learning_rate=2e-5).param_groups[0]["lr"]
+        2e-05
 
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization (AdamW).
     """
+    if optim is None:
+        from headstart.recipe import OptimSection
+
+        optim = OptimSection(**numbers)
+    elif numbers:
+        raise TypeError(f"build_optimizer takes a section or numbers ({', '.join(numbers)}), not both")
     groups = parameter_groups(model, optim.weight_decay)
-    fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cpu", "cuda"}
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}
     if optim.name == "sgd":
         # PyTorch has no fused SGD for parameters of which each process holds a part.
-        fused = fused and not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
-        return torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum or 0.0, fused=fused)
-    return torch.optim.AdamW(
-        groups,
-        lr=optim.learning_rate,
-        betas=(_number(optim.beta1), _number(optim.beta2)),
-        eps=_number(optim.epsilon),
-        fused=fused,
-    )
+        fused = fused and not any(isinstance(parameter, DTensor) for parameter in parameters)
+        plain = torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum or 0.0, fused=fused)
+        return _with_parts(plain, "the optimizer is SGD")
+    betas = _number(optim.beta1), _number(optim.beta2)
+    adamw = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=_number(optim.epsilon), fused=fused)
+    return replace_optimizer(model, adamw, copies=copies, fast=fast, lazy_rows=lazy_rows)
+
+
+def replace_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    fast: bool = True,
+    lazy_rows: bool = True,
+    copies: WorkingCopies | None = None,
+) -> torch.optim.Optimizer:
+    """Let `FastAdamW` take the place of an optimizer that somebody else has built.
+
+    Args:
+        model: whose parameters it trains.
+        optimizer: a `torch.optim.AdamW` that has made no step; any other is given back. It must not be used any more.
+        fast: whether that is asked for.
+        lazy_rows: see `build_optimizer`.
+        copies: see `build_optimizer`.
+
+    Returns:
+        The optimizer to train with; `optimizer_parts` says which parts it takes, and why not the others.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> type(replace_optimizer(model, torch.optim.AdamW(model.parameters()))).__name__
+        'FastAdamW'
+    """
+    handle = speed_up_of(model)
+    if copies is None and handle is not None:
+        copies = handle.copies
+    reason = _why_not_replaced(model, optimizer) if fast else "switched off"
+    if reason:
+        return _with_parts(optimizer, reason)
+    lazy, obstacles = lazy_embeddings(model) if lazy_rows else ([], {})
+    numbers = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    groups = [{**group, "fused": None, "foreach": False} for group in optimizer.param_groups]
+    replaced = FastAdamW(groups, **numbers, working_copies=copies, lazy=lazy)
+    why_not_lazy = "" if lazy_rows else "switched off"
+    if lazy_rows and not replaced.lazy:
+        found = [f"{name}: {text}" for name, text in obstacles.items()]
+        why_not_lazy = "; ".join(found) or f"no embedding that is trained has {MIN_ROWS:,} rows"
+    return _with_parts(replaced, "", why_not_lazy, num_lazy=len(replaced.lazy))
+
+
+def _why_not_replaced(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    if type(optimizer) is not torch.optim.AdamW:
+        return f"the optimizer is {type(optimizer).__name__}"
+    if optimizer.state:
+        return "the optimizer has made a step already"
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return "a schedule holds the optimizer"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks"
+    for group in optimizer.param_groups:
+        for name in ("amsgrad", "maximize", "capturable", "differentiable"):
+            if group[name]:
+                return f"the optimizer is set to {name}"
+        if any(isinstance(value, torch.Tensor) for value in (group["lr"], *group["betas"])):
+            return "a number of the optimizer is a tensor"
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return why_not_fast(parameters, [*model.parameters(), *model.buffers()])
+
+
+def optimizer_parts(optimizer: torch.optim.Optimizer) -> list[Part]:
+    """Say which parts of the fast path an optimizer of `build_optimizer` takes, and why not the others.
+
+    Example:
+        >>> optimizer = build_optimizer(nn.Linear(2, 2).to(torch.bfloat16))
+        >>> [(part.name, part.on, part.reason) for part in optimizer_parts(optimizer)][0]
+        ('optimizer_pass', False, 'a parameter is torch.bfloat16, not torch.float32')
+    """
+    return _parts.get(optimizer, [])
+
+
+def _with_parts(
+    optimizer: torch.optim.Optimizer, reason: str, why_not_lazy: str = "needs optimizer_pass", num_lazy: int = 0
+) -> torch.optim.Optimizer:
+    places = sum(len(group["params"]) for group in optimizer.param_groups)
+    _parts[optimizer] = [
+        Part("optimizer_pass", not reason, 0 if reason else places, reason),
+        Part("lazy_rows", not why_not_lazy, num_lazy, why_not_lazy),
+    ]
+    return optimizer
+
+
+_parts: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[Part]] = weakref.WeakKeyDictionary()
 
 
 def learning_rate_factor(

@@ -1,6 +1,6 @@
 """The state of an optimizer as a flat dict of named tensors, and back.
 
-May import layers 0 and 1. Keys are "PARAMETER/KEY", such as "bert.pooler.dense.weight/exp_avg". A
+May import layers 0 to 2. Keys are "PARAMETER/KEY", such as "bert.pooler.dense.weight/exp_avg". A
 Python number becomes a tensor without dimensions whose key says what it was ("weight/count:int").
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from headstart.errors import CheckpointError, nearest_name
+from headstart.training.fast_adamw import FastAdamW
 
 __all__ = ["optimizer_from_tensors", "optimizer_to_tensors", "parameter_names"]
 
@@ -19,6 +20,7 @@ __all__ = ["optimizer_from_tensors", "optimizer_to_tensors", "parameter_names"]
 _NEEDED: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    FastAdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
 }
 # State with one number for each number of the parameter.
@@ -75,6 +77,8 @@ def optimizer_to_tensors(optimizer: torch.optim.Optimizer, parameter_names: Sequ
         >>> {name: tensor.tolist() for name, tensor in tensors.items()}
         {'weight/momentum_buffer': [1.0, 1.0], 'param_groups/0/lr:float': 0.1}
     """
+    if isinstance(optimizer, FastAdamW):
+        optimizer.flush()
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in _named_parameters(optimizer, parameter_names).items():
         for key, value in optimizer.state.get(parameter, {}).items():

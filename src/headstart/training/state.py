@@ -75,6 +75,11 @@ class StepHooks:
     before_optimizer: Callable[[int], None] = _do_nothing
     after_optimizer: Callable[[int], None] = _do_nothing
 
+    @property
+    def see_gradients(self) -> bool:
+        """Say whether a hook may look at clipped gradients."""
+        return self.before_optimizer is not _do_nothing or self.after_optimizer is not _do_nothing
+
 
 @dataclass(frozen=True)
 class LoopSettings:

@@ -18,6 +18,8 @@ from headstart.errors import TrainingError, format_rows
 from headstart.models.dropout import RandomKey, keyed_randomness
 from headstart.runlog import WarningRecord
 from headstart.training.device import Device
+from headstart.training.fast_adamw import FastAdamW
+from headstart.training.gradients import numbers_of, share_rows
 from headstart.training.memory import MemoryWatch, free_memory
 from headstart.training.processes import Processes
 from headstart.training.sharding import whole
@@ -63,7 +65,7 @@ def compute_gradients(
         pieces = [piece for rows in own if len(rows) for piece in np.array_split(rows, min(2**state.splits, len(rows)))]
         # Where every pass is one of all processes, those without rows go along with one that counts nothing.
         idle = [update[0][:1]] * (len(own) - len(pieces)) if parts.processes.shards else []
-        gradients = _try_gradients(model, pieces, idle, parts, settings, device, state)
+        gradients = _try_gradients(model, optimizer, pieces, idle, parts, settings, device, state)
         if gradients is not None:
             return gradients, warnings
         optimizer.zero_grad(set_to_none=True)
@@ -83,6 +85,7 @@ def compute_gradients(
 
 def _try_gradients(
     model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
     pieces: list[np.ndarray],
     idle: list[np.ndarray],
     parts: LoopParts,
@@ -122,15 +125,14 @@ def _try_gradients(
             "Set a smaller train.batch_size (with more train.accumulation the update stays the same), and start anew.",
         )
     total = torch.zeros((), device=device.torch_device)
-    if not _add_over_processes(processes, parameters, losses, total, memory):
+    rows_only = [embedding.weight for embedding in optimizer.lazy] if isinstance(optimizer, FastAdamW) else []
+    if not _add_over_processes(processes, parameters, rows_only, losses, total, memory):
         return None
     with memory:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
-        if settings.max_grad_norm is not None:
-            # Gradients that are not finite stay as they are, so that it can be said where they come from.
-            clipped = torch.where(torch.isfinite(norm), norm, 0.0)
-            torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, clipped)
+        if isinstance(optimizer, FastAdamW):
+            norm = optimizer.clip(settings.max_grad_norm, in_place=parts.hooks.see_gradients)
+        else:
+            norm = _clip(parameters, settings.max_grad_norm)
         # One transfer a step: loss and norm are read together, and they say whether the update is finite.
         value, gradient_norm = torch.stack([total, norm.float()]).tolist()
     if any(processes.any([not memory.suffices])):
@@ -138,9 +140,21 @@ def _try_gradients(
     return UpdateGradients(value, gradient_norm, pieces, losses[: len(pieces)])
 
 
+def _clip(parameters: list[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:
+    """Clip gradients in place, and give their norm before, on the device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    if max_norm is not None:
+        # Gradients that are not finite stay as they are, so that it can be said where they come from.
+        clipped = torch.where(torch.isfinite(norm), norm, 0.0)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, clipped)
+    return norm
+
+
 def _add_over_processes(
     processes: Processes,
     parameters: list[torch.nn.Parameter],
+    rows_only: list[torch.nn.Parameter],
     losses: list[torch.Tensor],
     total: torch.Tensor,
     memory: MemoryWatch,
@@ -148,14 +162,15 @@ def _add_over_processes(
     """Sum losses and gradients over micro-batches and processes, in place; False where memory ran out in one of them.
 
     A process without rows adds zeros. A parameter that has a gradient in no process keeps none, so that the optimizer
-    passes it over.
+    passes it over. The gradients of `rows_only` hold rows, those of any process.
     """
     has_gradient = [parameter.grad is not None for parameter in parameters]
+    lazy = {id(parameter) for parameter in rows_only}
     with memory:
         for loss in losses:
             total += loss
         for parameter in parameters:
-            if parameter.grad is None and processes.count > 1 and not processes.shards:
+            if parameter.grad is None and processes.count > 1 and not processes.shards and id(parameter) not in lazy:
                 parameter.grad = torch.zeros_like(parameter)
     failed, *somewhere = processes.any([not memory.suffices, *has_gradient])
     if failed:
@@ -166,7 +181,11 @@ def _add_over_processes(
     for parameter, is_there in zip(parameters, somewhere, strict=True):
         if not is_there:
             parameter.grad = None
-    processes.add_gradients([total, *(value.grad for value in parameters if value.grad is not None)])
+        elif id(parameter) in lazy and processes.count > 1:
+            share_rows(processes, parameter, memory)
+    if lazy and any(processes.any([not memory.suffices])):
+        return False
+    processes.add_gradients([total, *(numbers_of(value.grad) for value in parameters if value.grad is not None)])
     return True
 
 
