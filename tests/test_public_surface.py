@@ -11,15 +11,15 @@ from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, Sto
 NAMES = (
     "AdamW CheckpointError DataError HeadstartError HeadstartWarning ModelError Prediction Recipe RecipeError Run "
     "Trainer TrainingArguments TrainingError build_optimizer collate_tokens evaluate finetune list_runs load "
-    "load_checkpoint load_dataset load_metric plan_batches save_checkpoint"
+    "load_checkpoint load_dataset load_metric plan_batches save_checkpoint speed_up"
 )
 RECIPE = {
     "task": "name",
     "data": "train validation test columns validation_fraction limit max_length strict",
     "model": "checkpoint revision dropout",
     "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm",
-    "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device seed evaluate_every "
-    "save_every keep best patience on_non_finite processes process_timeout threads time_limit",
+    "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device fast seed "
+    "evaluate_every save_every keep best patience on_non_finite processes process_timeout threads time_limit",
     "evaluate": "scores batch_size baselines confidence",
     "output": "run log_to",
 }

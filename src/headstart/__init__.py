@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from headstart.errors import RecipeError as RecipeError
     from headstart.errors import TrainingError as TrainingError
     from headstart.evaluate import load_metric as load_metric
+    from headstart.models.speed import speed_up as speed_up
     from headstart.recipe import Recipe as Recipe
     from headstart.run import Prediction as Prediction
     from headstart.run import Run as Run
@@ -100,6 +101,7 @@ _HOME = {
     "TrainingError": "errors",
     "evaluate": "",
     "load_metric": "evaluate",
+    "speed_up": "models.speed",
     "Recipe": "recipe",
     "Prediction": "run",
     "Run": "run",

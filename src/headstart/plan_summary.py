@@ -109,6 +109,7 @@ def summarise_plan(
         run_dir=str(run_dir),
         notes=notes,
         processes=derived["processes"],
+        fast=derived["fast"],
     )
 
 

@@ -67,10 +67,7 @@ def predict_tokens(
     failure: Exception | None = None
 
     def predict(rows: np.ndarray) -> np.ndarray:
-        batch = {
-            name: tensor.to(device.torch_device)
-            for name, tensor in task.collate(tokens, rows, None, pad_token_id).items()
-        }
+        batch = device.place(task.collate(tokens, rows, None, pad_token_id))
         # A sharded model puts its parameters together in the pass, which inference mode does not allow.
         with torch.no_grad() if processes.shards else torch.inference_mode(), device.autocast():
             outputs = task.run(model, batch, "predict")

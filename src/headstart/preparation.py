@@ -37,6 +37,7 @@ from headstart.training.device import (
     join_processes,
     own_rank,
 )
+from headstart.training.fast_path import FastPath, describe_parts, start_fast_path
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
@@ -55,6 +56,7 @@ class Plan:
         derived: what follows from the recipe, the data and the machine.
         data: checked, tokenised splits.
         loaded: the model with its new head.
+        fast: the optimizer, and which parts of the fast path are on.
         batches: which rows make up which update.
         device: where and how it computes.
         total_steps, warmup_steps: in updates.
@@ -76,6 +78,7 @@ class Plan:
     derived: dict[str, Any]
     data: ReadData
     loaded: LoadedModel
+    fast: FastPath
     batches: BatchPlan
     device: Device
     total_steps: int
@@ -324,6 +327,14 @@ def _plan(
     longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
     max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
     device.apply_threads()
+    fast = start_fast_path(
+        loaded.model.to(device.torch_device),  # type: ignore[arg-type]
+        recipe.optim,
+        device,
+        recipe.train.wants_part,
+        is_sharded=is_sharded(num_processes),
+        adds_gradients=num_processes > 1 or recipe.train.accumulation > 1,
+    )
     unkeyed = _unkeyed_draws(loaded, data, device)
     derived: dict[str, Any] = {
         "total_steps": total_steps,
@@ -335,13 +346,15 @@ def _plan(
         "threads": device.threads,
         "processes": num_processes,
         "attention": loaded.model.config._attn_implementation,
+        "fast": describe_parts(fast.parts),
         "randomness": "seed, step, micro-batch" if unkeyed else "seed, step, row, module, element",
         "debug": debug,
     }
+    before, here = _flat(derived_before), _flat(derived)
     changes = [
-        f"{key} was {derived_before[key]} when the recipe was written, and is {value} here"
-        for key, value in derived.items()
-        if key in derived_before and derived_before[key] != value
+        f"{key} was {before[key]} when the recipe was written, and is {value} here"
+        for key, value in here.items()
+        if key in before and before[key] != value
     ]
     notes = list(changes)
     if unkeyed:
@@ -352,9 +365,17 @@ def _plan(
         )
     summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes])
     return Plan(
-        recipe, derived, data, loaded, batches, device, total_steps, derived["warmup_steps"], scores, summary, run_dir,
-        resume, debug, num_processes, changes=changes,
+        recipe, derived, data, loaded, fast, batches, device, total_steps, derived["warmup_steps"], scores, summary,
+        run_dir, resume, debug, num_processes, changes=changes,
     )  # fmt: skip
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give values by one name each: {"a": {"b": 1}} is {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _unkeyed_draws(loaded: LoadedModel, data: ReadData, device: Device) -> list[str]:
@@ -362,8 +383,8 @@ def _unkeyed_draws(loaded: LoadedModel, data: ReadData, device: Device) -> list[
     tokens = data.splits["train"].encoded()
     rows = np.argsort(tokens.lengths, kind="stable")[:2]
     batch = data.task.collate(tokens, rows, None, loaded.tokenizer.pad_token_id)
-    model = loaded.model.to(device.torch_device)  # type: ignore[arg-type]
-    batch = {name: tensor.to(device.torch_device) for name, tensor in batch.items()}
+    model = loaded.model
+    batch = device.place(batch)
     model.train()
     try:
         return find_unkeyed_draws(

@@ -84,6 +84,20 @@ class Duration:
         return max(round(self.number * whole), 1 if self.number > 0 else 0)
 
 
+FAST_PARTS = (
+    "bf16_weights",
+    "onednn_float32",
+    "joined_qkv",
+    "attention",
+    "norms",
+    "gelu",
+    "dropout",
+    "optimizer_pass",
+    "lazy_rows",
+)
+"""The parts of the fast path that `train.fast` can switch, one by one."""
+
+
 def parse_duration(value: int | float | str) -> Duration:
     """Read a duration: steps (`500`), `"2 epochs"`, `"5%"`, `"10 minutes"`, `"2 hours"`.
 
@@ -218,6 +232,7 @@ class TrainSection(_Section):
     order: Literal["length", "random", "sequential"] = "length"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
+    fast: bool | dict[str, bool] = True
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     evaluate_every: int | str | None = "1 epoch"
     save_every: int | str | None = "1 epoch"
@@ -229,6 +244,18 @@ class TrainSection(_Section):
     process_timeout: str | int | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     time_limit: str | int | None = None
+
+    @field_validator("fast")
+    @classmethod
+    def _fast(cls, value: bool | dict[str, bool]) -> bool | dict[str, bool]:
+        for name in value if isinstance(value, dict) else ():
+            if name not in FAST_PARTS:
+                raise ValueError(f'there is no part "{name}". {suggest(name, FAST_PARTS)}')
+        return value
+
+    def wants_part(self, name: str) -> bool:
+        """Say whether a part of the fast path is asked for."""
+        return self.fast if isinstance(self.fast, bool) else self.fast.get(name, True)
 
     @field_validator("evaluate_every", "save_every")
     @classmethod

@@ -258,7 +258,7 @@ def shard_training(plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Op
     """
     tensors = optimizer_to_tensors(optimizer, parameter_names(model, optimizer))
     shard_model(model)
-    sharded = build_optimizer(model, plan.recipe.optim)
+    sharded = build_optimizer(model, plan.recipe.optim, fast=False)
     parameters = dict(model.named_parameters())
     parts = {name: like(tensor, parameters.get(name.rpartition("/")[0])) for name, tensor in tensors.items()}
     optimizer_from_tensors(sharded, parameter_names(model, sharded), parts)

@@ -36,7 +36,7 @@ from headstart.training.allocator import keep_freed_memory
 from headstart.training.device import Trackers, is_joined, join_processes, open_store, own_rank
 from headstart.training.launch import Workers, environment_of, in_environment, start_workers
 from headstart.training.loop import train
-from headstart.training.optim import build_optimizer, learning_rate_factor
+from headstart.training.optim import learning_rate_factor
 from headstart.training.state import Batch, LoopParts, LoopSettings, TrainState, UpdateGradients
 
 __all__ = ["run_plan"]
@@ -55,8 +55,8 @@ def run_plan(plan: Plan) -> Iterator[Record]:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(keep_freed_memory())
-        model = plan.loaded.model.to(plan.device.torch_device)  # type: ignore[arg-type]
-        optimizer = build_optimizer(model, plan.recipe.optim)
+        model, optimizer = plan.loaded.model, plan.fast.optimizer
+        stack.callback(plan.fast.undo)
         writer = RunWriter(plan, model, optimizer) if own_rank() == 0 else None
         warnings: list[WarningRecord] = []
         if writer is not None:
@@ -174,7 +174,7 @@ def _loop_parts(
 
     def make_batch(rows: np.ndarray) -> Batch:
         batch = task.collate(split.encoded(), rows, split.targets, pad_token_id)
-        return {name: tensor.to(device.torch_device) for name, tensor in batch.items()}
+        return device.place(batch)
 
     def micro_batch(model: torch.nn.Module, batch: Batch, num_targets: int) -> tuple[torch.Tensor, int]:
         outputs = task.run(model, batch, "train")

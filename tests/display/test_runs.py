@@ -99,9 +99,14 @@ DATA = {
 }
 
 
-def make_run(folder: Path, records: list[Record], scores: dict[str, Any] | None = None) -> Path:
+def make_run(
+    folder: Path,
+    records: list[Record],
+    scores: dict[str, Any] | None = None,
+    derived: dict[str, Any] | None = None,
+) -> Path:
     recipe = build_recipe(values={"train.epochs": 3, "train.batch_size": 32, "train.accumulation": 2})
-    (folder / RECIPE_FILE).write_text(recipe.to_yaml())
+    (folder / RECIPE_FILE).write_text(recipe.to_yaml(derived))
     (folder / DATA_FILE).write_text(json.dumps(DATA))
     if scores is not None:
         (folder / SCORES_FILE).write_text(json.dumps(scores))
@@ -128,6 +133,25 @@ def evaluations(number: int, best: int) -> list[Record]:
         EvaluationRecord(100 * index, float(index), "validation", scores, 1.0, index == best)
         for index in range(1, number + 1)
     ]
+
+
+def test_it_says_how_the_run_computed(tmp_path: Path) -> None:
+    fast = {
+        "gelu": "used in 6 places",
+        "norms": "used in 25 places",
+        "attention": "not used: switched off",
+        "joined_qkv": "not used: the model has [none]",
+        "dropout": "not used: switched off",
+    }
+    derived = {"device": "cpu", "threads": 2, "precision": "bf16", "fast": fast}
+    shown = " ".join(shown_run(make_run(tmp_path, steps(2), derived=derived), 120).split())
+    assert "computing cpu, 2 threads, bf16" in shown
+    assert "fast path gelu, norms without attention, dropout: switched off without joined_qkv: the model has" in shown
+    assert "has [none]" in shown
+
+
+def test_a_run_of_an_older_version_says_nothing_of_it(tmp_path: Path) -> None:
+    assert "fast path" not in shown_run(make_run(tmp_path, steps(2)))
 
 
 def test_a_finished_run_is_shown_in_full(tmp_path: Path) -> None:

@@ -1288,6 +1288,45 @@ def test_fast_puts_rows_of_like_length_together(tmp_path: Path, monkeypatch: pyt
     assert spread_of(fast) < 1 < spread_of(ordinary)
 
 
+class LooksOn(transformers.TrainerCallback):
+    """Keeps what the model computes by while it is trained."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bool, str]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        model = others["model"]
+        swapped = any("forward" in module.__dict__ for module in model.modules())
+        self.seen.append((type(others["optimizer"]).__name__, swapped, model.config._attn_implementation))
+
+
+def test_fast_is_the_fast_path_while_it_trains(tmp_path: Path, tiny_model_dir: Path) -> None:
+    ends = []
+    for mode in ("fast", ""):
+        looks_on, model = LooksOn(), make_bert(tiny_model_dir)
+        options: dict[str, Any] = {"train_sampling_strategy": "sequential", "bf16": True, "learning_rate": 1e-3}
+        run = train(OURS, tmp_path / mode, model=model, callbacks=lambda: [looks_on], headstart=mode, **options)  # noqa: B023
+        kinds = {("FastAdamW", True, "headstart")} if mode else {("AdamW", False, "sdpa")}
+        assert set(looks_on.seen) == kinds
+        assert not any("forward" in module.__dict__ for module in model.modules())
+        assert model.config._attn_implementation == "sdpa"
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        ends.append(run.losses)
+        assert run.trainer.evaluate()["eval_loss"] > 0
+        run.trainer.save_model(str(tmp_path / "saved"))
+        assert "headstart" not in (tmp_path / "saved" / "config.json").read_text()
+    assert ends[0] == pytest.approx(ends[1], abs=0.02)
+
+
+def test_fast_leaves_an_optimizer_that_was_handed_in(tmp_path: Path, tiny_model_dir: Path) -> None:
+    model = make_bert(tiny_model_dir)
+    optimizer, looks_on = torch.optim.SGD(model.parameters(), lr=1e-3), LooksOn()
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    given = {"optimizers": (optimizer, schedule)}
+    train(OURS, tmp_path, model=model, callbacks=lambda: [looks_on], given=given, headstart="fast")
+    assert set(looks_on.seen) == {("SGD", True, "headstart")}
+
+
 def test_fast_takes_arguments_of_transformers_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

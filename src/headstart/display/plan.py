@@ -5,7 +5,8 @@ Layer 4; imports layer 0 and rich. `PlanSummary` is plain data; `show_plan` draw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -25,7 +26,7 @@ from headstart.display.layout import (
     shorten,
 )
 
-__all__ = ["PlanSummary", "show_plan"]
+__all__ = ["PlanSummary", "describe_fast_path", "show_plan"]
 
 
 @dataclass
@@ -53,6 +54,7 @@ class PlanSummary:
         run_dir: where the run goes.
         notes: what was decided on the way.
         processes: how many train together.
+        fast: each part of the fast path, and where it is in use or why not.
     """
 
     source: str
@@ -77,8 +79,10 @@ class PlanSummary:
     run_dir: str
     notes: list[str]
     processes: int = 1
+    fast: dict[str, str] = field(default_factory=dict)
 
 
+_NOT_USED = "not used: "
 _MAX_LABELS_SHOWN = 10
 _MAX_LABEL_LENGTH = 30
 _BAR_WIDTH = 20
@@ -177,9 +181,27 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
         ("model", model),
         ("training", plain(steps)),
         ("computing", plain(f"{processes}{summary.device}{threads}, {summary.precision}")),
+        *([("fast path", describe_fast_path(summary.fast))] if summary.fast else []),
         ("time", Text(time, style=HEADING)),
         ("run", plain(summary.run_dir, HEADING)),
     ]
+
+
+def describe_fast_path(parts: Mapping[str, str]) -> Text:
+    """Name the parts of the fast path that are in use, and say of the others why not.
+
+    Args:
+        parts: as the recipe holds them under `derived.fast`.
+    """
+    used = [name for name, words in parts.items() if not words.startswith(_NOT_USED)]
+    text = plain(", ".join(used) or "off")
+    reasons: dict[str, list[str]] = {}
+    for name, words in parts.items():
+        if words.startswith(_NOT_USED):
+            reasons.setdefault(words.removeprefix(_NOT_USED), []).append(name)
+    for reason, names in reasons.items():
+        text.append("\n").append_text(plain(f"without {', '.join(names)}: {reason}", FAINT))
+    return text
 
 
 def _in_words(number: int) -> str:

@@ -29,9 +29,10 @@ from headstart.display.layout import (
     shorten,
     sparkline,
 )
+from headstart.display.plan import describe_fast_path
 from headstart.display.scores import format_interval, format_value, show_score_block
 from headstart.errors import CheckpointError
-from headstart.recipe import Recipe, build_recipe
+from headstart.recipe import Recipe, build_recipe, read_recipe_file
 from headstart.run_files import read_json
 from headstart.runlog import (
     CHECKPOINTS_DIR,
@@ -184,7 +185,8 @@ def show_run(run_dir: str | Path, console: Console | None = None) -> None:
     console.print()
     console.print(Text.assemble((" The run: ", HEADING), plain(run_dir.name, HEADING), "   ", _state(records, scores)))
     console.print()
-    console.print(key_value_grid(_describe_recipe(recipe, data)))
+    derived = read_recipe_file(run_dir / RECIPE_FILE)[1]
+    console.print(key_value_grid([*_describe_recipe(recipe, data), *_describe_computing(derived)]))
     console.print()
     if scores:
         show_score_block(scores, console, recipe.evaluate.confidence)
@@ -235,6 +237,17 @@ def _describe_recipe(recipe: Recipe, data: Mapping[str, Any]) -> list[tuple[str,
             plain(f"{optim.name}, learning rate {optim.learning_rate:g}, {optim.schedule} with warmup {optim.warmup}"),
         ),
     ]
+
+
+def _describe_computing(derived: Mapping[str, Any]) -> list[tuple[str, RenderableType]]:
+    """Say how the run computed; nothing of what a run from an older version did not write down."""
+    lines: list[tuple[str, RenderableType]] = []
+    if {"device", "precision", "threads"} <= set(derived):
+        threads = f", {count(derived['threads'], 'thread')}" if derived["device"] == "cpu" else ""
+        lines.append(("computing", plain(f"{derived['device']}{threads}, {derived['precision']}")))
+    if derived.get("fast"):
+        lines.append(("fast path", describe_fast_path(derived["fast"])))
+    return lines
 
 
 def _show_training(records: Sequence[Record], console: Console) -> None:

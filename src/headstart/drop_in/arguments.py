@@ -56,8 +56,8 @@ class TrainingArguments(OldArguments, transformers.TrainingArguments):
     cannot do is refused here, before anything starts.
 
     Args:
-        headstart: "fast" for the batch order and precision of headstart itself; None takes the environment variable
-            HEADSTART, and "" neither.
+        headstart: "fast" for batch order, precision and fast path of headstart itself; None takes the environment
+            variable HEADSTART, and "" neither.
         logging_dir: folder of the files for TensorBoard, as in transformers 4; None takes the environment variable
             TENSORBOARD_LOGGING_DIR, else a folder `runs` in `output_dir`.
 
@@ -74,7 +74,9 @@ class TrainingArguments(OldArguments, transformers.TrainingArguments):
 
     headstart: str | None = field(
         default=None,
-        metadata={"help": 'Batch order and precision of headstart itself ("fast"), instead of those of transformers.'},
+        metadata={
+            "help": 'Batch order, precision and fast path of headstart itself ("fast") for those of transformers.'
+        },
     )
     logging_dir: str | None = field(default=None, metadata={"help": "Folder of the files for TensorBoard."})
 
@@ -172,7 +174,7 @@ def chosen_mode(args: transformers.TrainingArguments) -> Literal["fast"] | None:
     if chosen not in _MODES:
         raise RecipeError(
             f"{where} is {chosen!r}, which is no mode.",
-            'nothing, or "fast" (batch order and precision of headstart itself).',
+            'nothing, or "fast" (batch order, precision and fast path of headstart itself).',
             f'Write "{nearest_name(str(chosen), _MODES) or _MODES[0]}", or leave it out.',
         )
     return "fast"

@@ -13,10 +13,13 @@ from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import unwrap_peft_model, validate_quantization_for_training
 from transformers.utils.generic import can_return_loss, find_labels
 
+from headstart.drop_in.attributes import library_logger
 from headstart.drop_in.hub_and_search import HubAndSearch
 from headstart.errors import ModelError, RecipeError
 from headstart.models.dropout import recompute_contexts
-from headstart.training.device import Device, has_fast_bfloat16, make_accelerator
+from headstart.models.hardware import has_fast_bfloat16
+from headstart.training.device import Device, make_accelerator
+from headstart.training.fast_path import FastPath, describe_parts, take_over
 
 __all__ = ["ModelIntake"]
 
@@ -88,6 +91,27 @@ class ModelIntake(HubAndSearch):
                     "Leave label_smoothing_factor out.",
                 )
             self.label_smoother = LabelSmoother(epsilon=self.args.label_smoothing_factor)
+
+    def _start_fast_path(self) -> None:
+        """Let model and optimizer compute by the fast path's parts, where it is asked for."""
+        self._fast: FastPath | None = None
+        if self._mode != "fast":
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            logger.warning('headstart="fast": the fast path is off, because each process holds a part of the model')
+            return
+        args = self.args
+        adds = args.gradient_accumulation_steps > 1 or args.world_size > 1
+        self._fast = take_over(self.model, self.optimizer, self._device, adds_gradients=adds)
+        self.optimizer = self._fast.optimizer
+        for part, words in describe_parts(self._fast.parts).items():
+            library_logger.info("headstart, %s: %s", part, words)
+
+    def _end_fast_path(self) -> None:
+        """Leave the model as an ordinary one."""
+        if getattr(self, "_fast", None) is not None:
+            self._fast.undo()  # type: ignore[union-attr]
+            self._fast = None
 
     def _checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass, with the same dropout."""

@@ -244,6 +244,7 @@ class Trainer(ModelIntake):
         try:
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
+            self._end_fast_path()
             if handle is not None:
                 deactivate_neftune(self.model, handle, self.accelerator)
             self.is_in_train = False
@@ -279,6 +280,7 @@ class Trainer(ModelIntake):
         if type(self).create_optimizer_and_scheduler is not Trainer.create_optimizer_and_scheduler:
             self.create_optimizer_and_scheduler(extent.max_steps)
         self.create_optimizer()
+        self._start_fast_path()
         self.create_scheduler(num_training_steps=extent.max_steps)
         self._groups_at_start = self._numbers_of_groups()
         self.model_wrapped = self.model

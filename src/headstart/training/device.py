@@ -1,6 +1,6 @@
 """Where a run computes: device, precision, threads, processes and trackers. The only place that imports accelerate.
 
-May import layers 0 and 1. Every choice is a pure function of the machine and the recipe and is written into the run, so
+May import layers 0 to 2. Every choice is a pure function of the machine and the recipe and is written into the run, so
 that a second start computes the same bits.
 """
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headstart.errors import ProcessLostError, RecipeError, TrainingError, suggest
+from headstart.models.hardware import has_fast_bfloat16
 from headstart.training.processes import JoinedProcesses, Processes
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ __all__ = [
     "choose_device",
     "count_processes",
     "describe_environment",
-    "has_fast_bfloat16",
     "is_joined",
     "is_sharded",
     "join_processes",
@@ -76,25 +76,19 @@ class Device:
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
 
+    def place(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Put a batch on the device; to a GPU from pinned memory, while the host goes on."""
+        if self.torch_device.type != "cuda":
+            return {name: tensor.to(self.torch_device) for name, tensor in batch.items()}
+        return {
+            name: tensor if tensor.is_cuda else tensor.pin_memory().to(self.torch_device, non_blocking=True)
+            for name, tensor in batch.items()
+        }
+
     def apply_threads(self) -> None:
         """Set the number of CPU threads, which decides the order of sums and so the bits of a result."""
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-
-
-def has_fast_bfloat16(device_type: str) -> bool:
-    """Say whether the hardware multiplies bfloat16 matrices itself (AVX-512 BF16 or AMX; Ampere and later).
-
-    Without it bfloat16 is emulated and slower than float32.
-    """
-    if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device_type != "cpu":
-        return False
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    if not capabilities.startswith("AVX512"):
-        return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_device(
