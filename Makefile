@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 RECIPES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow exactness test-all check format coverage bench clean
+.PHONY: help setup demo test test-slow exactness test-all check format coverage bench bench-full clean
 
 help:  ## list the words
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -51,8 +51,22 @@ coverage: $(VENV)/.dev  ## every test, with the lines they reach
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=95 --include="src/headstart/errors.py,src/headstart/re*.py,src/headstart/runlog.py,src/headstart/data/*,src/headstart/metrics/*,src/headstart/models/*,src/headstart/training/*,src/headstart/tasks/*"
 
-bench: $(VENV)/.dev  ## headstart beside transformers' Trainer, in one run
-	$(BIN)/python benchmarks/against_trainer.py $(ARGS)
+bench: $(VENV)/.dev  ## the short form of every benchmark of speed: about five minutes on two cores
+	$(BIN)/python benchmarks/against_trainer.py --short $(ARGS)
+	$(BIN)/python benchmarks/against_lightning.py --short $(ARGS) || test $$? = 2
+	$(BIN)/python benchmarks/parts.py --short $(ARGS)
+	$(BIN)/python benchmarks/limit.py --short $(ARGS)
+	$(BIN)/python benchmarks/breadth.py --short $(ARGS)
+	$(BIN)/python benchmarks/scaling.py --short $(ARGS)
+
+bench-full: $(VENV)/.dev  ## the long form, with the results written to benchmarks/results: some hours
+	$(BIN)/python benchmarks/against_trainer.py --json $(ARGS)
+	$(BIN)/python benchmarks/against_lightning.py --json $(ARGS) || test $$? = 2
+	$(BIN)/python benchmarks/parts.py --json $(ARGS)
+	$(BIN)/python benchmarks/limit.py --json $(ARGS)
+	$(BIN)/python benchmarks/breadth.py --json $(ARGS)
+	$(BIN)/python benchmarks/scaling.py --json $(ARGS)
+	$(BIN)/python benchmarks/draw.py
 
 clean:  ## remove the environment and the caches of the tools; runs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

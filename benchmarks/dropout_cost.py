@@ -51,7 +51,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.2, help="of one contestant in one round (default 0.2)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the whole step")
     parser.add_argument("--threads", type=int)
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="seconds, to see that it runs; the numbers mean nothing")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.rounds, arguments.seconds = 1, 0.0
+    return arguments
 
 
 def measure(contestants: dict[str, Work], rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -166,9 +170,10 @@ def main() -> None:
     )
     rest = {"rounds": arguments.rounds, "seconds": arguments.seconds}
     with keep_freed_memory():
-        for name, shape in SHAPES.items():
+        shapes = dict(list(SHAPES.items())[: 1 if arguments.tiny else None])
+        for name, shape in shapes.items():
             show(f"dropout, forward and backward, {name} {shape}", measure(dropout_alone(shape), **rest), "PyTorch's")
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             masks = measure(mask_alone(shape), **rest)
             show(f"the mask alone, {name} {shape}", masks, next(iter(masks)))
         steps = {

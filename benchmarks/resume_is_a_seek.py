@@ -38,8 +38,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--step", type=int, default=1_000_000, help="the later step (default 1,000,000)")
     parser.add_argument("--limit", type=int, default=2000, help="rows (default 2000)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="seconds, to see that it runs; the numbers mean nothing")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.step, arguments.limit, arguments.rounds = 1000, 200, 1
+        del BATCHES["train.batch_size = 8"]
+    return arguments
 
 
 def write_rows(limit: int, path: Path) -> Path:

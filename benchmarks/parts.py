@@ -1,0 +1,153 @@
+"""What each part of the fast path gains: alone, and missing from the whole, beside a plain PyTorch loop.
+
+    python benchmarks/parts.py
+    python benchmarks/parts.py --model-shape bert-base
+    python benchmarks/parts.py --length 32 128 512
+
+A step is forward pass, backward pass, clipping and update, in bfloat16, of made-up rows as long as MRPC's pairs. All
+settings train the same rows once, after a warm-up; they take turns in one process, each with a fresh copy of the model,
+and their order turns from round to round. "PyTorch" is a loop as one writes it: autocast, fused AdamW, rows in random
+order; "no parts" is headstart's loop with everything switched off (its dropout is keyed by row). "alone" is to be read
+beside "no parts", "all but it" beside "the whole".
+
+A part that needs another is measured with it, and left out with those that need it: bf16_weights, joined_qkv and
+lazy_rows need optimizer_pass; joined_qkv needs bf16_weights. Batches of rows of like length, and memory that is kept
+while computing, are parts of the training and not of the model, and stand in the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from measuring import alternate, draw_table, fill_by_form, make_parser, spread, summarise, tell
+
+if TYPE_CHECKING:
+    from training_steps import Setting
+
+NEEDS = {
+    "bf16_weights": ("optimizer_pass",),
+    "joined_qkv": ("bf16_weights", "optimizer_pass"),
+    "lazy_rows": ("optimizer_pass",),
+}
+WARM_UP_BATCHES = 3
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--model-shape", choices=["embedded", "bert-base", "tiny"], default=None)
+    parser.add_argument("--batch-size", type=int, nargs="+", help="default 8 32")
+    parser.add_argument("--length", type=int, nargs="+", help="tokens of each row; default: as long as MRPC's pairs")
+    parser.add_argument("--batches", type=int, help="timed in a turn (default: 192 rows' worth, at least 12)")
+    parser.add_argument("--rounds", type=int, help="default 5")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="some of the parts, as the table names them")
+    arguments = parser.parse_args()
+    fill_by_form(
+        arguments,
+        rounds=(5, 1, 1),
+        batches=(None, 3, 1),
+        batch_size=([8, 32], [32], [4]),
+        model_shape=("embedded", "embedded", "tiny"),
+        only=(None, None, ["gelu", "lazy_rows", "length_order"]),
+    )
+    return arguments
+
+
+def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: float) -> dict[str, Setting]:
+    """Give what is measured, by name: "alone: PART", "all but: PART", and the whole forms."""
+    from training_steps import NO_PARTS, PLAIN, WHOLE
+
+    from headstart.recipe import FAST_PARTS
+
+    other = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "joined_qkv")}[arguments.precision]
+    parts = [name for name in FAST_PARTS if name not in other]
+    whole = replace(WHOLE, parts=frozenset(parts))
+    settings = {"PyTorch": PLAIN, "no parts": NO_PARTS}
+    chosen = [name for name in [*parts, "length_order", "kept_memory"] if name in (arguments.only or [name])]
+    for name in chosen if not arguments.short else []:
+        if name in parts:
+            settings[f"alone: {name}"] = replace(NO_PARTS, parts=frozenset([name, *NEEDS.get(name, ())]))
+    if not arguments.short and "length_order" in chosen:
+        settings["alone: length_order"] = replace(NO_PARTS, order="length")
+    if not arguments.short and "kept_memory" in chosen:
+        settings["alone: kept_memory"] = replace(NO_PARTS, keeps_memory=True)
+    settings["the whole"] = whole
+    for name in chosen:
+        if name in parts:
+            without = {name, *(other for other, needs in NEEDS.items() if name in needs)}
+            settings[f"all but: {name}"] = replace(whole, parts=whole.parts - without)
+    if "length_order" in chosen:
+        settings["all but: length_order"] = replace(whole, order="random")
+    if "kept_memory" in chosen:
+        settings["all but: kept_memory"] = replace(whole, keeps_memory=False)
+    settings["the whole, a budget of tokens"] = replace(whole, tokens_per_batch=round(batch_size * mean_length))
+    settings["the whole, one thread"] = replace(whole, threads=1)
+    settings["PyTorch, one thread"] = replace(PLAIN, threads=1)
+    return {name: replace(setting, precision=arguments.precision) for name, setting in settings.items()}
+
+
+def measure(arguments: argparse.Namespace, batch_size: int, length: int | None) -> list[dict[str, Any]]:
+    """Measure all settings at one batch size and length."""
+    from training_steps import make_model, make_rows, open_training, seconds_of
+
+    model = make_model(arguments.model_shape)
+    num_batches = arguments.batches or max(12, 192 // batch_size)
+    rows = make_rows(num_batches * batch_size, model.config.vocab_size, length=length)
+    settings = list_settings(arguments, batch_size, float(rows.lengths.mean()))
+    rates: dict[str, list[float]] = {name: [] for name in settings}
+    for name in ("PyTorch", "the whole"):  # what a process does once, such as reading kernels from their cache
+        with open_training(model, rows, settings[name]) as training:
+            seconds_of(training, rows.batches(batch_size, settings[name])[:WARM_UP_BATCHES])
+    for number, name in alternate(list(settings), arguments.rounds):
+        with open_training(model, rows, settings[name]) as training:
+            batches = rows.batches(batch_size, settings[name])
+            # The longest batch first, as memory is laid out by it.
+            longest_first = sorted(batches, key=lambda batch: -rows.lengths[batch].max())
+            seconds_of(training, longest_first[:WARM_UP_BATCHES])
+            rates[name].append(len(rows.lengths) / seconds_of(training, batches))
+        print(f"round {number + 1}: batch {batch_size}: {name:34} {rates[name][-1]:8.1f} samples/s", flush=True)
+    found = []
+    for name, values in rates.items():
+        reference = {"alone": "no parts", "all but": "the whole"}.get(name.split(":")[0], "PyTorch")
+        summary = summarise(values, rates[reference])
+        found.append({"name": name, "samples_per_second": summary, "beside": reference})
+    return found
+
+
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """Give the table: whole forms first, then a line a part."""
+    by_name = {row["name"]: row for row in rows}
+
+    def cells(name: str) -> list[str]:
+        row = by_name.get(name)
+        if row is None:
+            return ["", ""]
+        return [spread(row["samples_per_second"]), spread(row["samples_per_second"]["ratio"], 2)]
+
+    whole = [[name, *cells(name)] for name in by_name if ":" not in name]
+    parts = dict.fromkeys(name.split(": ")[1] for name in by_name if ":" in name)
+    table = draw_table(["", "samples/s", "ratio to PyTorch"], whole)
+    titles = ["part", "alone, samples/s", "ratio to no parts", "all but it, samples/s", "ratio to the whole"]
+    return f"{table}\n\n{draw_table(titles, ([p, *cells(f'alone: {p}'), *cells(f'all but: {p}')] for p in parts))}"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    tables, told = [], []
+    for length in arguments.length or [None]:
+        for batch_size in arguments.batch_size:
+            rows = measure(arguments, batch_size, length)
+            tables.append({"batch_size": batch_size, "length": length, "rows": rows})
+            told.append(f"{batch_size} rows, {length or 'about 53'} tokens each\n\n{tabulate(rows)}")
+    settings = {
+        "model": arguments.model_shape,
+        "precision": arguments.precision,
+        "rounds": arguments.rounds,
+    }
+    tell(arguments, __file__, settings, {"tables": tables}, "\n\n".join(told))
+
+
+if __name__ == "__main__":
+    main()
