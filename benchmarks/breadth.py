@@ -64,12 +64,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--families", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--families", nargs="*", choices=list(FAMILIES))
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int)
     arguments = parser.parse_args()
-    fill_by_form(arguments, rounds=(15, 5, 1))
+    fill_by_form(arguments, rounds=(15, 5, 1), families=(list(FAMILIES), list(FAMILIES), ["BERT"]))
     return arguments
 
 

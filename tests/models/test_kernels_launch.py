@@ -129,7 +129,7 @@ def test_kernels_draw_the_bits_of_random_bits(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(machine_code, "_folder", lambda: tmp_path / "code")
+    monkeypatch.setattr(machine_code, "folder", lambda: tmp_path / "code")
     return tmp_path / "code"
 
 
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(machine_code.os, "replace", fail)
     assert run_anew() == 1
     monkeypatch.undo()
-    monkeypatch.setattr(machine_code, "_folder", lambda: folder)
+    monkeypatch.setattr(machine_code, "folder", lambda: folder)
     assert list(folder.iterdir()) == []
     assert run_anew() == 1
 
@@ -209,12 +209,12 @@ def test_the_folder_belongs_to_sources_versions_and_processor(tmp_path: Path, mo
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
     names = set()
     for change in ("nothing", "numba", "processor"):
-        machine_code._folder.cache_clear()
+        machine_code.folder.cache_clear()
         with monkeypatch.context() as patch:
             if change == "numba":
                 patch.setattr(machine_code.numba, "__version__", "0.0")
             elif change == "processor":
                 patch.setattr(machine_code.llvm, "get_host_cpu_name", lambda: "another")
-            names.add(machine_code._folder())
-    machine_code._folder.cache_clear()
+            names.add(machine_code.folder())
+    machine_code.folder.cache_clear()
     assert len(names) == 3 and all(name.parent == tmp_path / "kernels" for name in names)

@@ -10,7 +10,9 @@ import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
+from headstart.api import prepare
 from headstart.errors import RecipeError
+from headstart.models.kernels import machine_code
 from headstart.models.speed import PARTS, speed_up_of
 from headstart.recipe import FAST_PARTS, OptimSection
 from headstart.training.device import Device
@@ -100,6 +102,25 @@ def test_losses_are_those_of_the_models_own_way(settings: Settings, tmp_path: Pa
     for ours, theirs in zip(fast, plain, strict=True):
         if ours["record"] == "step":
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=tolerance)  # dropout is on: the same masks
+
+
+def test_making_the_kernels_is_said_once(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def prepare_anew() -> None:
+        said.clear()
+        values = {**settings, "output.run": str(tmp_path / "run")}
+        prepare(values=values, progress=lambda text, done, total: said.append(text))
+
+    prepare_anew()  # of all kernels that this takes, some are there by now
+    prepare_anew()
+    assert not any("kernels" in text for text in said)
+    monkeypatch.setattr(machine_code, "folder", lambda: tmp_path / "empty")
+    prepare_anew()
+    assert sum("making the kernels for this processor" in text for text in said) == 1
+    settings["train.fast"] = False
+    prepare_anew()
+    assert not any("kernels" in text for text in said)
 
 
 def test_another_optimizer_than_adamw_leaves_the_copies_out(settings: Settings, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from headstart.errors import ModelError, RecipeError
 from headstart.models.dropout import recompute_contexts
 from headstart.models.hardware import has_fast_bfloat16
 from headstart.training.device import Device, make_accelerator
-from headstart.training.fast_path import FastPath, describe_parts, take_over
+from headstart.training.fast_path import FastPath, describe_parts, is_fast_path_made_first, take_over
 
 __all__ = ["ModelIntake"]
 
@@ -102,6 +102,8 @@ class ModelIntake(HubAndSearch):
             return
         args = self.args
         adds = args.gradient_accumulation_steps > 1 or args.world_size > 1
+        if is_fast_path_made_first(self._device, lambda name: True):
+            library_logger.info("headstart: making the kernels for this processor (once, up to half a minute)")
         self._fast = take_over(self.model, self.optimizer, self._device, adds_gradients=adds)
         self.optimizer = self._fast.optimizer
         for part, words in describe_parts(self._fast.parts).items():

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from headstart.models.kernels import are_compiled
 from headstart.models.speed import PARTS, Part, SpeedUp, speed_up
 from headstart.recipe import FAST_PARTS, OptimSection
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.optim import build_optimizer, optimizer_parts, replace_optimizer
 
-__all__ = ["FastPath", "describe_parts", "start_fast_path", "take_over"]
+__all__ = ["FastPath", "describe_parts", "is_fast_path_made_first", "start_fast_path", "take_over"]
 
 
 @dataclass
@@ -44,6 +45,11 @@ class FastPath:
             for parameter in self.handle.copies.tensors if self.handle.copies is not None else ():
                 parameter.grad_dtype = parameter.dtype
             self.handle.undo()
+
+
+def is_fast_path_made_first(device: Device, wants: Callable[[str], bool]) -> bool:
+    """Say whether the fast path's kernels have to be compiled before they can be used, which takes a while."""
+    return device.torch_device.type == "cpu" and any(wants(name) for name in FAST_PARTS) and not are_compiled()
 
 
 def start_fast_path(

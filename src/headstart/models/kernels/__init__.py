@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 
-__all__ = ["available"]
+__all__ = ["are_compiled", "available"]
 
 
 @functools.cache
@@ -28,3 +28,12 @@ def available() -> str:
     except Exception as error:  # such as one for another NumPy; what needs it must not fail for that
         return f"numba cannot be imported ({error})"
     return ""
+
+
+def are_compiled() -> bool:
+    """Say whether kernels for this processor are on the disk, or are not to be had."""
+    if available():
+        return True
+    from headstart.models.kernels.machine_code import folder
+
+    return folder().is_dir() and any(folder().iterdir())

@@ -22,7 +22,7 @@ from numba.core import registry
 
 from headstart.data.table_cache import cache_dir
 
-__all__ = ["load_or_compile"]
+__all__ = ["folder", "load_or_compile"]
 
 _CHECKSUM_BYTES = 32
 # Machine code lives as long as the engine that loaded it.
@@ -37,7 +37,7 @@ def load_or_compile(name: str, compile_kernel: Callable[[], tuple[str, str]]) ->
         compile_kernel: gives the name of a function that takes a pointer, and LLVM's code; called where there is no
             file yet.
     """
-    path = _folder() / f"{name}.o"
+    path = folder() / f"{name}.o"
     held = _read(path)
     if held is None:
         entry, code = compile_kernel()
@@ -74,7 +74,8 @@ def _name_symbols() -> None:
 
 
 @functools.cache
-def _folder() -> Path:
+def folder() -> Path:
+    """Give where the machine code for these sources and this processor is kept; there once something was compiled."""
     parts = [numba.__version__, llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     for source in sorted(Path(__file__).parent.glob("*.py")):
         parts.append(source.read_text(encoding="utf-8"))
