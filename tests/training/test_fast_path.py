@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,18 @@ def test_making_the_kernels_is_said_once(settings: Settings, tmp_path: Path, mon
     settings["train.fast"] = False
     prepare_anew()
     assert not any("kernels" in text for text in said)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "4096"), ("7", "7")])
+def test_onednn_is_told_to_remember_more_products(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
+    start_fast_path(make_model(), OptimSection(), FP32, lambda name: False)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 def test_another_optimizer_than_adamw_leaves_the_copies_out(settings: Settings, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from headstart.models.speed import PARTS, Part, SpeedUp, speed_up
 from headstart.recipe import FAST_PARTS, OptimSection
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
+from headstart.training.onednn import remember_products
 from headstart.training.optim import build_optimizer, optimizer_parts, replace_optimizer
 
 __all__ = ["FastPath", "describe_parts", "is_fast_path_made_first", "start_fast_path", "take_over"]
@@ -71,6 +72,7 @@ def start_fast_path(
         is_sharded: each process will hold a part of each parameter.
         adds_gradients: an update adds gradients of several micro-batches or processes, which bfloat16 would round.
     """
+    remember_products()
     if is_sharded or not any(wants(name) for name in FAST_PARTS):
         reason = "each process holds a part of the model" if is_sharded else "switched off"
         optimizer = build_optimizer(model, optim, fast=False)
@@ -93,6 +95,7 @@ def take_over(
         device: where and in which precision it computes.
         adds_gradients: see `start_fast_path`.
     """
+    remember_products()
     handle = speed_up(model, precision=device.precision)
     return _join(handle, replace_optimizer(model, optimizer, copies=handle.copies), adds_gradients)
 
