@@ -32,7 +32,6 @@ from headstart.models.kernels.partial import (
     negative,
     store_first,
     store_first_bfloat16,
-    where_at_least,
     without_tiny,
 )
 from headstart.models.kernels.vectors import (
@@ -42,6 +41,7 @@ from headstart.models.kernels.vectors import (
     load,
     load_bfloat16,
     root,
+    select_at_least,
     splat,
     store,
     store_bfloat16,
@@ -195,7 +195,7 @@ def sum_rows(chunk: int, worker: int, values: int, width: int, order: int, ends:
 @njit(error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
 def _is_far(values, limit):  # type: ignore[no-untyped-def]
     """Say whether each of the numbers, none negative, is at least the limit, or +0."""
-    return not any_bits(where_at_least(values, limit, splat(0.0), values))
+    return not any_bits(select_at_least(values, limit, splat(0.0), values))
 
 
 @njit(error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
@@ -233,7 +233,7 @@ def _make_up(w, m, v, table, now, end, most, floor):  # type: ignore[no-untyped-
         now = last
         # What is added to w is at most most |m| / max(epsilon, sqrt(v)), and does not grow. Half of the distance to w's
         # neighbours is at least 2^-25 |w|; w may shrink by a quarter to the end. So from 2^-26 |w| on w does not move.
-        divisor = larger(where_at_least(v, floor, root(v), zero), epsilon)
+        divisor = larger(select_at_least(v, floor, root(v), zero), epsilon)
         moves = any_bits(m) and not is_within(magnitude(m) / divisor * most, magnitude(w) * splat(2.0**-26))
     while any_bits(m) and now < end:
         last = min(now + _LOOK, end)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from headstart.models.kernels.blocks import multiply_tile, transpose_block
 from headstart.models.kernels.drawing import Drops, split_key
 from headstart.models.kernels.launch import Kernel, bits_of, float_of, kernel, num_workers, number_at
 from headstart.models.kernels.vectors import (
@@ -29,14 +30,12 @@ from headstart.models.kernels.vectors import (
     load,
     load_bfloat16,
     load_one,
-    multiply_tile,
     select_between,
     splat,
     store,
     store_bfloat16,
     store_one,
     total,
-    transpose_block,
 )
 
 __all__ = ["KeyMask", "attend", "attend_backward"]
@@ -103,13 +102,21 @@ def _end_of_keys(query, keys, causal, window):
     return min(end, query + window + 1) if window >= 0 else end
 
 
-def _make_forward(read: Any, write: Any, size: int) -> Kernel:
+def _make_fill(read: Any) -> Any:
+    """Make what reads lines into the scratch area, as float32."""
+
     @njit(inline="always")
     def fill(target, source, row_stride, rows, dim, factor):
         factors = splat(factor)
         for row in range(rows):
             for lane in range(0, dim, 16):
                 store(target, row * dim + lane, read(source, row * row_stride + lane) * factors)
+
+    return fill
+
+
+def _make_forward(read: Any, write: Any, size: int) -> Kernel:
+    fill = _make_fill(read)
 
     @kernel(variant=read.__name__)
     def forward(
@@ -179,12 +186,7 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
 
 
 def _make_backward(read: Any, write: Any, size: int) -> Kernel:
-    @njit(inline="always")
-    def fill(target, source, row_stride, rows, dim, factor):
-        factors = splat(factor)
-        for row in range(rows):
-            for lane in range(0, dim, 16):
-                store(target, row * dim + lane, read(source, row * row_stride + lane) * factors)
+    fill = _make_fill(read)
 
     @njit(inline="always")
     def spill(source, target, row_stride, rows, dim, factor):

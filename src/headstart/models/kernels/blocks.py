@@ -1,0 +1,118 @@
+"""Tiles of matrices that stay in registers while they are worked on.
+
+May import layers 0 and 1. Importing this module imports numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic
+from numba.core.typing.templates import signature
+
+from headstart.models.kernels.lowering import (
+    FLOAT,
+    INT64,
+    INTS,
+    VECTOR,
+    WIDTH,
+    constant,
+    fused_multiply_add,
+    load_vector,
+    pointer_to,
+    splat_vector,
+    store_vector,
+)
+
+__all__ = ["multiply_tile", "transpose_block"]
+
+
+@intrinsic
+def transpose_block(typing_context: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
+    """Write the transpose of 16 x 16 float32 numbers; rows are that many numbers apart."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, source_row, target, target_row = args
+
+        def row(stride: Any, number: int) -> Any:
+            return builder.mul(stride, ir.Constant(INT64, number))
+
+        lines = [load_vector(builder, source, row(source_row, i)) for i in range(WIDTH)]
+        # Four times, lines that are `span` apart exchange the halves of their blocks of twice that many numbers.
+        for span in (8, 4, 2, 1):
+            for i in range(WIDTH):
+                if i & span:
+                    continue
+                a, b = lines[i], lines[i + span]
+                first = [lane if not lane & span else WIDTH + lane - span for lane in range(WIDTH)]
+                second = [lane + span if not lane & span else WIDTH + lane for lane in range(WIDTH)]
+                lines[i] = builder.shuffle_vector(a, b, ir.Constant(INTS, first))
+                lines[i + span] = builder.shuffle_vector(a, b, ir.Constant(INTS, second))
+        for i, line in enumerate(lines):
+            store_vector(builder, line, target, row(target_row, i))
+
+    return signature(types.void, types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    typing_context: Any,
+    num_rows: Any,
+    num_vectors: Any,
+    a: Any,
+    a_row: Any,
+    a_step: Any,
+    b: Any,
+    b_row: Any,
+    depth: Any,
+    out: Any,
+    out_row: Any,
+    add: Any,
+) -> Any:
+    """Write (or add, where `add` is not 0) a tile of a matrix product that stays in registers while it is summed.
+
+    out[r, c] = sum over k < depth of a[r * a_row + k * a_step] * b[k * b_row + c], for `num_rows` (a constant) rows and
+    16 * `num_vectors` (a constant) columns, all of them float32.
+    """
+    rows, vectors = num_rows.literal_value, num_vectors.literal_value
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, a, a_row, a_step, b, b_row, depth, out, out_row, add = args
+        zero, one = ir.Constant(INT64, 0), ir.Constant(INT64, 1)
+        a_rows = [builder.add(a, builder.mul(a_row, ir.Constant(INT64, 4 * r))) for r in range(rows)]
+        before = builder.block
+        head, body, end = (builder.append_basic_block(f"tile.{name}") for name in ("head", "body", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k = builder.phi(INT64)
+        k.add_incoming(zero, before)
+        sums = [[builder.phi(VECTOR) for _ in range(vectors)] for _ in range(rows)]
+        for line in sums:
+            for value in line:
+                value.add_incoming(constant(0.0), before)
+        builder.cbranch(builder.icmp_signed("<", k, depth), body, end)
+        builder.position_at_end(body)
+        b_line = builder.mul(k, b_row)
+        columns = [load_vector(builder, b, builder.add(b_line, ir.Constant(INT64, WIDTH * v))) for v in range(vectors)]
+        a_place = builder.mul(k, a_step)
+        for r in range(rows):
+            factor = splat_vector(builder, builder.load(pointer_to(builder, a_rows[r], a_place, 4, FLOAT), align=4))
+            for v in range(vectors):
+                sums[r][v].add_incoming(fused_multiply_add(builder, factor, columns[v], sums[r][v]), body)
+        k.add_incoming(builder.add(k, one), body)
+        builder.branch(head)
+        builder.position_at_end(end)
+        adds = builder.icmp_signed("!=", add, zero)
+        for r in range(rows):
+            for v in range(vectors):
+                place = builder.add(builder.mul(out_row, ir.Constant(INT64, r)), ir.Constant(INT64, WIDTH * v))
+                with builder.if_else(adds) as (then, otherwise):
+                    with then:
+                        store_vector(builder, builder.fadd(load_vector(builder, out, place), sums[r][v]), out, place)
+                    with otherwise:
+                        store_vector(builder, sums[r][v], out, place)
+
+    numbers = [types.int64] * 9
+    return signature(types.void, num_rows, num_vectors, *numbers), generate
