@@ -777,7 +777,8 @@ def test_a_system_that_has_no_more_memory(precision: str, fast: bool, settings: 
         assert limited.returncode == 0, limited.stderr
         kinds = {record.kind for record in warnings_of(read_log(run_dir))}
         if precision == "fp32":
-            assert kinds == {"out_of_memory"}
+            # Where oneDNN's faster way has no memory, it takes another, and nothing needs to be said.
+            assert kinds == {"out_of_memory"} or (fast and not kinds)
             assert_equal_to_rounding(run_dir, tmp_path / "unlimited")
         else:  # where the faster way had no memory, another was taken
             losses = [[record.loss for record in trained(name)["steps"]] for name in (run_dir, tmp_path / "unlimited")]
