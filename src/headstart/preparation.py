@@ -37,7 +37,7 @@ from headstart.training.device import (
     join_processes,
     own_rank,
 )
-from headstart.training.fast_path import FastPath, describe_parts, is_fast_path_made_first, start_fast_path
+from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
@@ -186,7 +186,7 @@ def prepare_plan(
     data = tokenise_splits(data, loaded, recipe.data.max_length or limit, progress, strict=recipe.data.strict)
     recipe, scores = _filled_recipe(recipe, data, source)
     run_dir = _run_dir(recipe, data, resume)
-    if progress is not None and is_fast_path_made_first(device, recipe.train.wants_part):
+    if progress is not None and must_compile_kernels(device, recipe.train.wants_part):
         progress("making the kernels for this processor (once, up to half a minute)", 0, 0)
     plan = _plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit, num_processes)
     plan.processes, plan.allow = processes, tuple(allow)

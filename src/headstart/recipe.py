@@ -245,12 +245,18 @@ class TrainSection(_Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     time_limit: str | int | None = None
 
-    @field_validator("fast")
+    @field_validator("fast", mode="before")
     @classmethod
-    def _fast(cls, value: bool | dict[str, bool]) -> bool | dict[str, bool]:
-        for name in value if isinstance(value, dict) else ():
+    def _fast(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            if not isinstance(value, bool):
+                raise ValueError(f"{value!r} is no switch; write true, false, or {{PART: false}}")
+            return value
+        for name, is_on in value.items():
             if name not in FAST_PARTS:
-                raise ValueError(f'there is no part "{name}". {suggest(name, FAST_PARTS)}')
+                raise ValueError(f'there is no part "{name}". {suggest(str(name), FAST_PARTS)}')
+            if not isinstance(is_on, bool):
+                raise ValueError(f"{name} is {is_on!r}; write true or false")
         return value
 
     def wants_part(self, name: str) -> bool:

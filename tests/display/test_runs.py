@@ -150,6 +150,13 @@ def test_it_says_how_the_run_computed(tmp_path: Path) -> None:
     assert "has [none]" in shown
 
 
+def test_a_fast_path_that_was_switched_off_is_one_word(tmp_path: Path) -> None:
+    fast = {"gelu": "not used: switched off", "norms": "not used: switched off"}
+    shown = shown_run(make_run(tmp_path, steps(2), derived={"fast": fast}))
+    assert "fast path    off (switched off)" in shown.replace("fast path  off", "fast path    off")
+    assert "without" not in shown
+
+
 def test_a_run_of_an_older_version_says_nothing_of_it(tmp_path: Path) -> None:
     assert "fast path" not in shown_run(make_run(tmp_path, steps(2)))
 

@@ -1318,6 +1318,22 @@ def test_fast_is_the_fast_path_while_it_trains(tmp_path: Path, tiny_model_dir: P
     assert ends[0] == pytest.approx(ends[1], abs=0.02)
 
 
+def test_fast_is_fast_when_training_goes_on_with_the_same_optimizer(tmp_path: Path, tiny_model_dir: Path) -> None:
+    copied: list[bool] = []
+
+    class Copies(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            copied.append(others["optimizer"].working_copies is not None)
+
+    model, given = make_bert(tiny_model_dir), [Copies()]
+    run = train(OURS, tmp_path, model=model, callbacks=lambda: given, headstart="fast", bf16=True)
+    first, steps = run.trainer.optimizer, len(copied)
+    run.trainer.train()
+    assert run.trainer.optimizer is first
+    assert len(copied) == 2 * steps
+    assert all(copied)
+
+
 def test_fast_leaves_an_optimizer_that_was_handed_in(tmp_path: Path, tiny_model_dir: Path) -> None:
     model = make_bert(tiny_model_dir)
     optimizer, looks_on = torch.optim.SGD(model.parameters(), lr=1e-3), LooksOn()

@@ -370,3 +370,11 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
     (slope,) = torch.autograd.grad(logits.sum(), embedded, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable"):
         slope.square().sum().backward()
+
+
+def test_a_handle_is_read_by_part() -> None:
+    handle = speed_up(build("bert"), precision="fp32", parts={"gelu": False})
+    assert "gelu: off, switched off" in repr(handle)
+    assert f"attention: in {handle['attention'].places} places" in repr(handle)
+    with pytest.raises(KeyError, match=r'no part "atention".*attention'):
+        handle["atention"]

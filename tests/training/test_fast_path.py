@@ -72,7 +72,11 @@ def test_false_is_the_models_own_way(settings: Settings, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [({"atention": False}, 'no part "atention".*Did you mean "attention"'), ("fats", "train.fast")],
+    [
+        ({"atention": False}, 'no part "atention".*Did you mean "attention"'),
+        ({"attention": "no"}, "attention is 'no'; write true or false"),
+        ("fats", "one fault.*train.fast: 'fats' is no switch"),
+    ],
 )
 def test_a_part_that_is_unknown_is_an_error(settings: Settings, tmp_path: Path, value: Any, words: str) -> None:
     with pytest.raises(RecipeError, match=f"(?s){words}"):

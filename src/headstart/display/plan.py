@@ -195,6 +195,8 @@ def describe_fast_path(parts: Mapping[str, str]) -> Text:
     """
     used = [name for name, words in parts.items() if not words.startswith(_NOT_USED)]
     text = plain(", ".join(used) or "off")
+    if not used and len(set(parts.values())) == 1:
+        return text.append_text(plain(f" ({next(iter(parts.values())).removeprefix(_NOT_USED)})", FAINT))
     reasons: dict[str, list[str]] = {}
     for name, words in parts.items():
         if words.startswith(_NOT_USED):

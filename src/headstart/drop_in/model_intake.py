@@ -19,7 +19,7 @@ from headstart.errors import ModelError, RecipeError
 from headstart.models.dropout import recompute_contexts
 from headstart.models.hardware import has_fast_bfloat16
 from headstart.training.device import Device, make_accelerator
-from headstart.training.fast_path import FastPath, describe_parts, is_fast_path_made_first, take_over
+from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, take_over
 
 __all__ = ["ModelIntake"]
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 class ModelIntake(HubAndSearch):
     """Takes models, and chooses where and how they compute."""
+
+    _fast: FastPath | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the Accelerator that scripts use, and choose device and precision."""
@@ -94,15 +96,11 @@ class ModelIntake(HubAndSearch):
 
     def _start_fast_path(self) -> None:
         """Let model and optimizer compute by the fast path's parts, where it is asked for."""
-        self._fast: FastPath | None = None
         if self._mode != "fast":
-            return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            logger.warning('headstart="fast": the fast path is off, because each process holds a part of the model')
             return
         args = self.args
         adds = args.gradient_accumulation_steps > 1 or args.world_size > 1
-        if is_fast_path_made_first(self._device, lambda name: True):
+        if must_compile_kernels(self._device, lambda name: True):
             library_logger.info("headstart: making the kernels for this processor (once, up to half a minute)")
         self._fast = take_over(self.model, self.optimizer, self._device, adds_gradients=adds)
         self.optimizer = self._fast.optimizer
@@ -111,8 +109,8 @@ class ModelIntake(HubAndSearch):
 
     def _end_fast_path(self) -> None:
         """Leave the model as an ordinary one."""
-        if getattr(self, "_fast", None) is not None:
-            self._fast.undo()  # type: ignore[union-attr]
+        if self._fast is not None:
+            self._fast.undo()
             self._fast = None
 
     def _checkpoint_activations(self) -> None:

@@ -80,7 +80,14 @@ class SpeedUp:
         self._model = weakref.ref(model)
 
     def __getitem__(self, name: str) -> Part:
-        return next(part for part in self.parts if part.name == name)
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise KeyError(f'there is no part "{name}". {suggest(name, list(PARTS))}')
+
+    def __repr__(self) -> str:
+        words = {part.name: f"in {part.places} places" if part.on else f"off, {part.reason}" for part in self.parts}
+        return "\n".join([f"SpeedUp({self.precision})", *(f"    {name}: {text}" for name, text in words.items())])
 
     def undo(self) -> None:
         """Give the model its own forward passes back."""

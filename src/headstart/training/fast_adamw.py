@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,27 +22,16 @@ import torch
 from headstart.models.kernels.tables import chunks_of
 from headstart.models.lazy_embedding import LazyEmbedding
 from headstart.models.row_gradients import kernels_or_none, rows_and_values
+from headstart.models.working_copies import WorkingCopies
 from headstart.training.flat_buffers import Slot, why_not_fast
 from headstart.training.gradients import gradient_norm, merge_rows, scale_gradients
 from headstart.training.missed_updates import MissedUpdates, as_bits
 
-__all__ = ["FastAdamW", "WorkingCopies", "clipping_factor", "why_not_fast"]
+__all__ = ["FastAdamW", "clipping_factor", "why_not_fast"]
 
 _LINE: Final = 16  # float32 numbers in 64 bytes
 _KINDS: Final = (torch.float32, torch.bfloat16)
 _TINY_MOMENT, _TINY_SQUARE = 1e-30, 1e-37  # those of the kernel
-
-
-class WorkingCopies(Protocol):
-    """bfloat16 copies of weights for the forward pass.
-
-    Attributes:
-        tensors: copy of a parameter, contiguous and of its shape.
-        kept_by_optimizer: whether the optimizer writes them with each update.
-    """
-
-    tensors: Mapping[torch.nn.Parameter, torch.Tensor]
-    kept_by_optimizer: bool
 
 
 class FastAdamW(torch.optim.AdamW):

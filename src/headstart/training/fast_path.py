@@ -21,7 +21,7 @@ from headstart.training.fast_adamw import FastAdamW
 from headstart.training.onednn import remember_products
 from headstart.training.optim import build_optimizer, optimizer_parts, replace_optimizer
 
-__all__ = ["FastPath", "describe_parts", "is_fast_path_made_first", "start_fast_path", "take_over"]
+__all__ = ["FastPath", "describe_parts", "must_compile_kernels", "start_fast_path", "take_over"]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class FastPath:
             self.handle.undo()
 
 
-def is_fast_path_made_first(device: Device, wants: Callable[[str], bool]) -> bool:
+def must_compile_kernels(device: Device, wants: Callable[[str], bool]) -> bool:
     """Say whether the fast path's kernels have to be compiled before they can be used, which takes a while."""
     return device.torch_device.type == "cpu" and any(wants(name) for name in FAST_PARTS) and not are_compiled()
 

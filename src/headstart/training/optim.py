@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from headstart.models.lazy_embedding import MIN_ROWS, lazy_embeddings
 from headstart.models.speed import Part, speed_up_of
-from headstart.training.fast_adamw import FastAdamW, WorkingCopies, why_not_fast
+from headstart.models.working_copies import WorkingCopies
+from headstart.training.fast_adamw import FastAdamW, why_not_fast
 
 if TYPE_CHECKING:
     from headstart.recipe import OptimSection
@@ -125,7 +126,8 @@ def replace_optimizer(
 
     Args:
         model: whose parameters it trains.
-        optimizer: a `torch.optim.AdamW` that has made no step; any other is given back. It must not be used any more.
+        optimizer: a `torch.optim.AdamW` that has made no step, which must not be used any more. A `FastAdamW` gets the
+            copies; any other is given back.
         fast: whether that is asked for.
         lazy_rows: see `build_optimizer`.
         copies: see `build_optimizer`.
@@ -141,6 +143,9 @@ def replace_optimizer(
     handle = speed_up_of(model)
     if copies is None and handle is not None:
         copies = handle.copies
+    if isinstance(optimizer, FastAdamW) and fast:  # of a training before
+        optimizer.working_copies = copies
+        return _with_parts(optimizer, "", "the optimizer has made a step already")
     reason = _why_not_replaced(model, optimizer) if fast else "switched off"
     if reason:
         return _with_parts(optimizer, reason)
