@@ -10,9 +10,10 @@ and their order turns from round to round. "PyTorch" is a loop as one writes it:
 order; "no parts" is headstart's loop with everything switched off (its dropout is keyed by row). "alone" is to be read
 beside "no parts", "all but it" beside "the whole".
 
-A part that needs another is measured with it, and left out with those that need it: bf16_weights, joined_qkv and
-lazy_rows need optimizer_pass; joined_qkv needs bf16_weights. Batches of rows of like length, and memory that is kept
-while computing, are parts of the training and not of the model, and stand in the same table.
+A part that needs another is measured with it, and left out with those that need it: bf16_weights, packed_weights,
+joined_qkv and lazy_rows need optimizer_pass; packed_weights and joined_qkv need bf16_weights. Batches of rows of like
+length, and memory that is kept while computing, are parts of the training and not of the model, and stand in the same
+table.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 NEEDS = {
     "bf16_weights": ("optimizer_pass",),
+    "packed_weights": ("bf16_weights", "optimizer_pass"),
     "joined_qkv": ("bf16_weights", "optimizer_pass"),
     "lazy_rows": ("optimizer_pass",),
 }
@@ -61,7 +63,7 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
 
     from headstart.recipe import FAST_PARTS
 
-    other = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "joined_qkv")}[arguments.precision]
+    other = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "packed_weights", "joined_qkv")}[arguments.precision]
     parts = [name for name in FAST_PARTS if name not in other]
     whole = replace(WHOLE, parts=frozenset(parts))
     settings = {"PyTorch": PLAIN, "no parts": NO_PARTS}

@@ -10,6 +10,11 @@ import torch
 import transformers
 from torch import nn
 
+from headstart.models.hardware import has_fast_bfloat16
+
+PACKS = has_fast_bfloat16("cpu") and not torch.cpu._is_amx_tile_supported()
+"""Whether the layout in which oneDNN multiplies here is surely the one that the kernels know."""
+
 HIDDEN, HEADS, LAYERS, VOCABULARY = 64, 2, 2, 200
 _BERT = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 128}
 _T5 = {"d_model": HIDDEN, "d_kv": 32, "d_ff": 128, "num_layers": LAYERS, "num_heads": HEADS}

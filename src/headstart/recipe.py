@@ -86,6 +86,7 @@ class Duration:
 
 FAST_PARTS = (
     "bf16_weights",
+    "packed_weights",
     "onednn_float32",
     "joined_qkv",
     "attention",

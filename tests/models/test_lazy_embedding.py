@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from headstart.models.lazy_embedding import LazyEmbedding, lazy_embeddings
 from headstart.models.row_gradients import row_gradient, rows_and_values, sum_by_row
+from headstart.models.working_copies import WorkingCopies
 from headstart.training import missed_updates
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.gradients import merge_rows, share_rows
@@ -242,13 +243,9 @@ def test_rows_that_are_not_looked_up_are_not_touched() -> None:
 
 
 def test_working_copies_are_kept_with_the_rows() -> None:
-    class Copies:
-        kept_by_optimizer = False
-        tensors: dict[nn.Parameter, torch.Tensor]
-
     model, optimizer = build(lazy=True)
-    copies = Copies()
-    copies.tensors = {model.words.weight: model.words.weight.detach().bfloat16()}
+    copies = WorkingCopies([[model.words.weight]])
+    copies.of(model.words.weight)
     optimizer.working_copies = copies
     do_steps((model, optimizer), [([[1, 2]], 0.1, ""), ([[3]], 0.1, ""), ([[1]], 0.1, "")], events=True)
     optimizer.flush()

@@ -19,7 +19,7 @@ from headstart.models.dropout import RandomKey, keyed_randomness
 from headstart.models.probe import Probe
 from headstart.models.speed import PARTS, speed_up, speed_up_of
 from headstart.models.swaps.swap import OWN_ATTENTION, Swap
-from small_families import answers, build, copies_of, distance, make_batch
+from small_families import PACKS, answers, build, copies_of, distance, make_batch
 
 BATCH = make_batch("bert")
 
@@ -53,8 +53,9 @@ def test_each_switch_leaves_its_part_out_and_the_others_in(name: str, precision:
     assert not handle[name].on and handle[name].reason == "switched off" and handle[name].places == 0
     assert not swapped(model, name)
     assert (OWN_ATTENTION in model.__dict__) == (name != "attention")
-    needs = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "joined_qkv")}[precision]
-    needs += ("joined_qkv",) if name == "bf16_weights" else ()
+    needs = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "packed_weights", "joined_qkv")}[precision]
+    needs += ("packed_weights", "joined_qkv") if name == "bf16_weights" else ()
+    needs += () if PACKS else ("packed_weights",)
     assert {part.name for part in handle.parts if not part.on} == {name, *needs}
     assert (handle.copies is None) == (precision == "fp32" or name == "bf16_weights")
 
@@ -83,6 +84,7 @@ def test_places_are_the_modules_that_are_really_computed() -> None:
     # 2 layers of 6 linear layers, the pooler and the head; 2 norms a layer and that of the embeddings, 2 blocks a layer
     assert {part.name: part.places for part in handle.parts} == {
         "bf16_weights": 14,
+        "packed_weights": 9 if PACKS else 0,  # the head is too small, and query, key and value are one
         "onednn_float32": 0,
         "joined_qkv": 6,
         "attention": 2,

@@ -8,7 +8,6 @@ import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import headstart.training.gradients
 from headstart.errors import CheckpointError, TrainingError
 from headstart.models.kernels.tables import chunks_of
 from headstart.models.row_gradients import kernels_or_none, row_gradient
+from headstart.models.working_copies import WorkingCopies
 from headstart.recipe import OptimSection
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
 from headstart.training.fast_adamw import FastAdamW, clipping_factor
@@ -191,9 +191,7 @@ def test_autograd_leaves_bfloat16_gradients_that_are_taken(way: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_working_copies_are_written_with_the_weights(dtype: torch.dtype, way: str) -> None:
     parameters = make_parameters()
-    copies = SimpleNamespace(
-        tensors={p: torch.zeros_like(p, dtype=torch.bfloat16) for p in parameters[::2]}, kept_by_optimizer=False
-    )
+    copies = WorkingCopies([[parameter] for parameter in parameters[::2]])
     optimizer = FastAdamW(make_groups(parameters), working_copies=copies)
     assert copies.kept_by_optimizer
     train(optimizer, range(3), dtype=dtype)
@@ -417,7 +415,8 @@ def test_memory_beyond_a_tensor_is_neither_read_nor_written(size: int, dtype: to
     parameter = nn.Parameter(torch.zeros(size))
     parameter.grad_dtype = dtype
     copies_around = torch.full((size + 40,), 7.0, dtype=torch.bfloat16)
-    copies = SimpleNamespace(tensors={parameter: copies_around[20:-20]}, kept_by_optimizer=False)
+    copies = WorkingCopies([[parameter]])
+    copies.tensors = {parameter: copies_around[20:-20]}
     optimizer = FastAdamW([parameter], lr=0.5, weight_decay=0.0, working_copies=copies)
     parameter.data = around[20:-20]
     parameter.grad = gradients[20:-20]

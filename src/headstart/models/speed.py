@@ -31,6 +31,7 @@ __all__ = ["PARTS", "Part", "SpeedUp", "speed_up", "speed_up_of"]
 
 PARTS = {
     "bf16_weights": "bfloat16 copies of the float32 weights, written by the optimizer",
+    "packed_weights": "those copies laid out as oneDNN multiplies with them, once an update",
     "onednn_float32": "float32 products through oneDNN",
     "joined_qkv": "query, key and value as one product",
     "attention": "attention without a matrix of weights in memory",
@@ -163,7 +164,7 @@ def speed_up(
     if obstacle:
         handle.parts = [Part(name, False, reason=obstacle if wanted[name] else "switched off") for name in PARTS]
     else:
-        handle.parts = list(_attach(model, handle, wanted))
+        handle.parts = _attach(model, handle, wanted)
     return handle
 
 
@@ -188,28 +189,24 @@ def _find_obstacle(model: nn.Module) -> str:
     return available()
 
 
-def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> Iterator[Part]:
-    """Put one part after the other in, and out again where it differs from the model's own way."""
-    from headstart.models.swaps.places import attach, detach, keep_what_is_used
+def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> list[Part]:
+    """Put the parts in, and out again what differs from the model's own way."""
     from headstart.models.swaps.products import Products
 
     probe = Probe(model, handle.precision)
     handle.own_difference = probe.own.whole
     products = Products(result=probe.dtype)
-    for name in PARTS:
-        if not wanted[name] or probe.obstacle:
-            yield Part(name, False, reason=probe.obstacle if wanted[name] else "switched off")
-            continue
-        reason, difference, places = attach(model, name, products, handle.precision), None, 0
-        if not reason:
-            with watch() as usage, _copies_in_use(products):
-                difference, reason = probe.compare()
-        if not reason:
-            places, reason = keep_what_is_used(model, name, usage)
-        if reason:
-            detach(model, name, products)
-        handle.copies = products.copies
-        yield Part(name, not reason, places, reason, None if difference is None else difference.whole)
+    names = [name for name in PARTS if wanted[name]] if not probe.obstacle else []
+    found = _try(model, names, products, handle, probe) if names else {}
+    if found is None:  # one after the other, to see which one it is
+        found = {}
+        for name in names:
+            found.update(_try(model, [name], products, handle, probe) or {})
+    handle.copies = products.copies
+    return [
+        found.get(name) or Part(name, False, reason=probe.obstacle if wanted[name] else "switched off")
+        for name in PARTS
+    ]
 
 
 def _try(
@@ -229,7 +226,7 @@ def _try(
                 detach(model, name, products)
             return None
         for name in inside:
-            places[name], reasons[name] = (0, reason) if reason else keep_what_is_used(model, name, usage)
+            places[name], reasons[name] = (0, reason) if reason else keep_what_is_used(model, name, usage, products)
     for name, reason in reversed(reasons.items()):
         if reason:
             detach(model, name, products)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from headstart.models.packed_weights import PackedWeight, pack_all
+
 __all__ = ["WorkingCopies"]
 
 
@@ -25,6 +27,9 @@ class WorkingCopies:
     Args:
         groups: parameters of modules; those of one group lie one after the other in memory, as one matrix with all
             their rows.
+
+    Attributes:
+        packs: whether matrices are laid out as oneDNN multiplies with them, where it can be done.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2, 3))
@@ -45,6 +50,9 @@ class WorkingCopies:
         """The copy of each parameter, as an optimizer writes it."""
         self._joined: dict[tuple[int, ...], torch.Tensor] = {}
         self._seen: dict[torch.Tensor, tuple[int, int]] = {}
+        self._packed: dict[tuple[int, ...], PackedWeight | None] = {}
+        self._stale: set[tuple[int, ...]] = set()
+        self.packs = False
         for group in self._groups:
             rows = [parameter.shape[0] for parameter in group]
             joined = torch.empty((sum(rows), *group[0].shape[1:]), dtype=torch.bfloat16)
@@ -67,7 +75,8 @@ class WorkingCopies:
         if not self.kept_by_optimizer:
             return False
         for parameter in parameters:
-            if parameter is not None:
+            # One that is where it was is also what it was.
+            if parameter is not None and self._seen.get(parameter) != (parameter._version, parameter.data_ptr()):
                 copy = self._tensors.get(parameter)
                 if copy is None or parameter.dtype != torch.float32 or parameter.device != copy.device:
                     return False
@@ -81,9 +90,42 @@ class WorkingCopies:
                 with torch.no_grad():
                     self._tensors[parameter].copy_(parameter)
                 self._seen[parameter] = seen
+                self._stale.update(key for key in self._packed if id(parameter) in key)
         if len(parameters) == 1:
             return self._tensors[parameters[0]]
         return self._joined[tuple(id(parameter) for parameter in parameters)]
+
+    def operands(self, *parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give what `of` gives as products take it: forward for x weight', backward for grad weight."""
+        weight = self.of(*parameters)
+        if not self.packs:
+            return weight, weight.t()
+        key = tuple(id(parameter) for parameter in parameters)
+        if key not in self._packed:
+            self._packed[key] = PackedWeight.of(weight)
+        if key in self._stale:
+            pack_all([packed for packed in map(self._packed.get, self._stale) if packed is not None])
+            self._stale.clear()
+        packed = self._packed[key]
+        return (weight, weight.t()) if packed is None else (packed.forward, packed.backward)
+
+    @property
+    def num_packed(self) -> int:
+        """Matrices that have been laid out as oneDNN multiplies with them."""
+        return sum(packed is not None for packed in self._packed.values())
+
+    @property
+    def packing_obstacle(self) -> str:
+        """Say why no matrix has been laid out so; empty where one has."""
+        if self.num_packed:
+            return ""
+        if any(PackedWeight.has_blocks(joined) for joined in self._joined.values()):
+            return "oneDNN lays these weights out in a way that the kernels do not know"
+        return "no weight has sides that are multiples of 64"
+
+    def written(self) -> None:
+        """Say that an optimizer has written the copies."""
+        self._stale.update(self._packed)
 
     def refresh(self) -> None:
         """Make all copies anew when they are next asked for: after weights were changed through `parameter.data`.

@@ -235,6 +235,8 @@ class FastAdamW(torch.optim.AdamW):
             missed = slots[index].missed
             assert missed is not None
             missed.update(numbers_of_rows, values, self.gradient_factor)
+        if self._working_copies is not None:
+            self._working_copies.written()
         self.gradient_factor = 1.0
         self._kept.clear()
         return loss

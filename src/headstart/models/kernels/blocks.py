@@ -16,17 +16,35 @@ from headstart.models.kernels.lowering import (
     FLOAT,
     INT64,
     INTS,
+    SHORTS,
     VECTOR,
     WIDTH,
     constant,
     fused_multiply_add,
+    ints,
     load_vector,
     pointer_to,
     splat_vector,
     store_vector,
 )
 
-__all__ = ["multiply_tile", "transpose_block"]
+__all__ = ["interleave", "multiply_tile", "transpose_block"]
+
+
+@intrinsic
+def interleave(typing_context: Any, source: Any, first: Any, second: Any, target: Any, place: Any) -> Any:
+    """Write sixteen numbers of 16 bits and sixteen others in turns; `place` counts pairs."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, first, second, target, place = args
+        halves = [
+            builder.zext(builder.load(pointer_to(builder, source, index, 2, SHORTS), align=2), INTS)
+            for index in (first, second)
+        ]
+        pairs = builder.or_(halves[0], builder.shl(halves[1], ints(16)))
+        builder.store(pairs, pointer_to(builder, target, place, 4, INTS), align=4)
+
+    return signature(types.void, types.int64, types.int64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic

@@ -18,11 +18,11 @@ import functools
 import inspect
 import os
 import struct
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
-import numpy as np
 import torch
 from numba import cfunc, njit, types
 from numba.core import cgutils
@@ -121,13 +121,14 @@ class Kernel:
 
     def __call__(self, num_chunks: int, *numbers: int) -> None:
         """Run all chunks; returns when they are done."""
-        block = np.array((0, 0, num_chunks, *numbers), dtype=np.int64)
+        block = array("q", (0, 0, num_chunks, *numbers))
+        address, _ = block.buffer_info()
         threads = min(num_chunks, torch.get_num_threads())
         parallel = find_parallel()
         if threads > 1 and parallel is not None:
-            parallel(self._address, block.ctypes.data, threads, 0)
+            parallel(self._address, address, threads, 0)
         elif num_chunks:
-            _CALL(self._address)(block.ctypes.data)
+            _CALL(self._address)(address)
 
 
 @overload

@@ -19,7 +19,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.attention import KeyMask, attend, attend_backward
 from headstart.models.kernels.drawing import Drops
-from headstart.models.swaps.swap import call, note
+from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.swaps.varlen import attend_unpadded, is_padded_on_the_right, takes_unpadded
 
 __all__ = ["NAME", "OwnAttention", "register"]
@@ -83,6 +83,7 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None
 
 
+@unwatched
 def _obstacle(
     query: torch.Tensor,
     key: torch.Tensor,

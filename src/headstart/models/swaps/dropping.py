@@ -17,7 +17,7 @@ from headstart.models.kernels.drawing import Drops
 from headstart.models.kernels.elementwise import drop
 from headstart.models.random_bits import split
 from headstart.models.swaps.norms import kernel_obstacle
-from headstart.models.swaps.swap import call, note
+from headstart.models.swaps.swap import call, note, unwatched
 
 __all__ = ["dropout"]
 
@@ -53,6 +53,7 @@ def dropout(module: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+@unwatched
 def _obstacle(module: nn.Dropout, x: torch.Tensor) -> str:
     """Say why PyTorch must drop; empty where the kernels can."""
     if module.inplace:

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.drawing import Drops
 from headstart.models.kernels.elementwise import drop_add_norm, drop_add_norm_backward
-from headstart.models.swaps.products import Products, multiply
-from headstart.models.swaps.swap import call, has_hooks, is_ours_or_own, note
+from headstart.models.swaps.products import Operands, Products, keep, kept, multiply
+from headstart.models.swaps.swap import call, has_hooks, is_ours_or_own, note, unwatched
 
 __all__ = ["kernel_obstacle", "layer_norm", "project_and_add"]
 
 _NO_DROPS = Drops(torch.zeros(1, dtype=torch.int64), 0.0)
 
 
+@unwatched
 def kernel_obstacle(x: torch.Tensor, *, any_width: bool = False) -> str:
     """Say why the kernels do not take a tensor; empty where they do.
 
@@ -41,6 +42,7 @@ def kernel_obstacle(x: torch.Tensor, *, any_width: bool = False) -> str:
     return ""
 
 
+@unwatched
 def _norm_obstacle(norm: nn.Module, x: torch.Tensor) -> str:
     weight, bias = norm.weight, norm.bias
     if not isinstance(weight, torch.Tensor) or norm.normalized_shape != (x.shape[-1],):
@@ -93,37 +95,36 @@ class _ProjectAndAdd(torch.autograd.Function):
         bias: torch.Tensor,
         norm_weight: torch.Tensor,
         norm_bias: torch.Tensor,
-        used: torch.Tensor,
-        used_bias: torch.Tensor,
+        operands: Operands,
         epsilon: float,
         drops: Drops,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(used.dtype)
-        rest = residual.reshape(-1, residual.shape[-1]).to(used.dtype)
-        sums = multiply(flat, used, used_bias)
+        flat = x.reshape(-1, x.shape[-1]).to(operands.forward.dtype)
+        rest = residual.reshape(-1, residual.shape[-1]).to(flat.dtype)
+        sums = multiply(flat, operands.forward, operands.bias)
         out, statistics = drop_add_norm(
             sums, rest.contiguous(), norm_weight, norm_bias, epsilon, residual.shape[1], drops
         )
-        ctx.save_for_backward(flat, used, sums, norm_weight, statistics)
+        keep(ctx, operands.backward, flat, sums, norm_weight, statistics)
         ctx.shape, ctx.residual_shape, ctx.drops = x.shape, residual.shape, drops
         return out.view(residual.shape)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, used, sums, norm_weight, statistics = ctx.saved_tensors
+        backward, flat, sums, norm_weight, statistics = kept(ctx)
         grad = gradients[0].reshape(sums.shape).to(sums.dtype).contiguous()
         grad_rest, grad_sums, columns = drop_add_norm_backward(
             grad, sums, norm_weight, statistics, ctx.residual_shape[1], ctx.drops
         )
         return (
-            multiply(grad_sums, used.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None,
+            multiply(grad_sums, backward).view(ctx.shape) if ctx.needs_input_grad[0] else None,
             grad_rest.view(ctx.residual_shape) if ctx.needs_input_grad[1] else None,
             multiply(grad_sums.t(), flat.t()) if ctx.needs_input_grad[2] else None,
             columns[2],
             columns[0],
             columns[1],
-            *(None,) * 4,
+            *(None,) * 3,
         )
 
 
@@ -143,7 +144,7 @@ def project_and_add(
         operands = products.operands(hidden_states, dense.weight, dense.bias)  # type: ignore[union-attr, arg-type]
         if operands is None:
             obstacle = "its linear layer is computed by PyTorch"
-        elif operands[0].dtype == torch.float32 != input_tensor.dtype:
+        elif operands.forward.dtype == torch.float32 != input_tensor.dtype:
             obstacle = "the residual is of another dtype"
     note("norms", module, obstacle)
     if operands is None or obstacle:
@@ -159,13 +160,14 @@ def project_and_add(
         dense.bias,
         norm.weight,
         _bias_of(norm),
-        *operands,
+        operands,
         norm.eps,
         drops,
     )
     return out.to(products.result) if is_last and out.dtype == torch.bfloat16 else out
 
 
+@unwatched
 def _together_obstacle(module: nn.Module, residual: torch.Tensor) -> str:
     """Say why the modules inside have to be called one by one; empty where they need not."""
     for name, kind in (("dense", nn.Linear), ("dropout", nn.Dropout), ("LayerNorm", nn.LayerNorm)):

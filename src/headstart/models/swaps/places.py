@@ -68,6 +68,15 @@ def _attach_copies(model: nn.Module, products: Products, precision: str) -> str:
     return ""
 
 
+def _attach_packed(model: nn.Module, products: Products, precision: str) -> str:
+    if products.copies is None:
+        return "needs bf16_weights"
+    if not has_onednn_product():
+        return "this build of PyTorch has no oneDNN product"
+    products.copies.packs = True
+    return ""
+
+
 def _attach_onednn(model: nn.Module, products: Products, precision: str) -> str:
     if precision != "fp32":
         return "products are in bfloat16"
@@ -178,6 +187,7 @@ def _attach_dropout(model: nn.Module, products: Products, precision: str) -> str
 
 _ATTACHERS = {
     "bf16_weights": _attach_copies,
+    "packed_weights": _attach_packed,
     "onednn_float32": _attach_onednn,
     "joined_qkv": _attach_joined,
     "attention": _attach_attention,
@@ -207,8 +217,11 @@ def _swap_of(module: nn.Module, name: str) -> Swap | None:
     return forward if isinstance(forward, Swap) else None
 
 
-def keep_what_is_used(model: nn.Module, name: str, usage: Usage) -> tuple[int, str]:
+def keep_what_is_used(model: nn.Module, name: str, usage: Usage, products: Products) -> tuple[int, str]:
     """Take a part out of modules that it had to leave to the model's own way; give how many are left, or the reason."""
+    if name == "packed_weights":
+        assert products.copies is not None
+        return products.copies.num_packed, products.copies.packing_obstacle
     used, left = usage.used.get(name, set()), usage.left.get(name, {})
     if name == "attention":
         return len(used), "" if used else usage.why_left(name) or "no layer asks transformers' interface for it"
@@ -239,5 +252,8 @@ def detach(model: nn.Module, name: str, products: Products) -> None:
         give_attention_back(model)
     elif name == "bf16_weights":
         products.copies = None
+    elif name == "packed_weights":
+        if products.copies is not None:
+            products.copies.packs = False
     elif name == "onednn_float32":
         products.onednn = False

@@ -7,8 +7,9 @@ May import layers 0 and 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,16 +18,19 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from headstart.models.kernels.elementwise import add_columns
-from headstart.models.swaps.swap import call, note
+from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.working_copies import WorkingCopies
 
 __all__ = [
     "JoinedLinears",
+    "Operands",
     "Products",
     "computes_in_bfloat16",
     "conv1d",
     "has_onednn_product",
     "joined_linear",
+    "keep",
+    "kept",
     "linear",
     "multiply",
     "parameters_of",
@@ -45,10 +49,24 @@ def has_onednn_product() -> bool:
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Give x weight' + bias; float32 through oneDNN, because MKL takes a slow path on AMD's processors."""
-    if x.dtype == torch.float32 and x.numel() and weight.numel():
+    if weight.is_mkldnn or (x.dtype == torch.float32 and x.numel() and weight.numel()):
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return result
     return F.linear(x, weight, bias)
+
+
+class Operands(NamedTuple):
+    """What a linear layer is computed with.
+
+    Args:
+        forward: for x forward' + bias.
+        backward: its transpose, for grad backward'.
+        bias: None adds nothing.
+    """
+
+    forward: torch.Tensor
+    backward: torch.Tensor
+    bias: torch.Tensor | None
 
 
 @dataclass
@@ -65,23 +83,35 @@ class Products:
     onednn: bool = False
     result: torch.dtype = torch.float32
 
-    def operands(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Give weight and bias as the product takes them; None where it is PyTorch's own."""
+    @unwatched
+    def operands(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Operands | None:
+        """Give weight and bias as the products take them; None where these are PyTorch's own."""
         if x.device.type != "cpu" or x.numel() == 0:
             return None
         if computes_in_bfloat16():
             if self.copies is None or not self.copies.covers(weight, bias) or not x.is_floating_point():
                 return None
-            return self.copies.of(weight), None if bias is None else self.copies.of(bias)
+            return Operands(*self.copies.operands(weight), None if bias is None else self.copies.of(bias))
         if self.onednn and x.dtype == weight.dtype == torch.float32:
-            return weight.detach(), None if bias is None else bias.detach()
+            return Operands(weight.detach(), weight.detach().t(), None if bias is None else bias.detach())
         return None
 
 
+def keep(ctx: Any, backward: torch.Tensor, *tensors: torch.Tensor) -> None:
+    """Keep the weight and other tensors for the backward pass."""
+    # A packed weight is not for those who handle what is saved, such as hooks that move it out of memory.
+    ctx.packed = backward if backward.is_mkldnn else None
+    ctx.save_for_backward(*(tensors if backward.is_mkldnn else (backward, *tensors)))
+
+
+def kept(ctx: Any) -> tuple[torch.Tensor, ...]:
+    """Give what `keep` has kept, in that order."""
+    saved: tuple[torch.Tensor, ...] = ctx.saved_tensors
+    return saved if ctx.packed is None else (ctx.packed, *saved)
+
+
 class Product(torch.autograd.Function):
-    """A linear layer; weight and bias are what gets the gradients, `used` and `used_bias` what is computed with."""
+    """A linear layer; weight and bias are what gets the gradients, the operands what is computed with."""
 
     @staticmethod
     def forward(
@@ -89,27 +119,26 @@ class Product(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        used: torch.Tensor,
-        used_bias: torch.Tensor | None,
+        operands: Operands,
         is_transposed: bool,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(used.dtype)
-        ctx.save_for_backward(flat, used)
+        flat = x.reshape(-1, x.shape[-1]).to(operands.forward.dtype)
+        keep(ctx, operands.backward, flat)
         ctx.shape, ctx.is_transposed = x.shape, is_transposed
-        return multiply(flat, used, used_bias).view(*x.shape[:-1], used.shape[0])
+        return multiply(flat, operands.forward, operands.bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, used = ctx.saved_tensors
-        grad = gradients[0].reshape(-1, used.shape[0]).to(used.dtype)
+        backward, flat = kept(ctx)
+        grad = gradients[0].reshape(len(flat), -1).to(flat.dtype)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = multiply(grad, used.t()).view(ctx.shape) if needs_x else None
+        grad_x = multiply(grad, backward).view(ctx.shape) if needs_x else None
         grad_weight = None
         if needs_weight:
             grad_weight = multiply(flat.t(), grad.t()) if ctx.is_transposed else multiply(grad.t(), flat.t())
         grad_bias = add_columns(grad.contiguous()) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def linear(part: str, module: nn.Linear, products: Products, x: torch.Tensor) -> torch.Tensor:
@@ -118,7 +147,7 @@ def linear(part: str, module: nn.Linear, products: Products, x: torch.Tensor) ->
     if operands is None:
         return F.linear(x, module.weight, module.bias)
     note(part, module)
-    out: torch.Tensor = call(Product, x, module.weight, module.bias, *operands, False)
+    out: torch.Tensor = call(Product, x, module.weight, module.bias, operands, False)
     return out
 
 
@@ -130,7 +159,8 @@ def conv1d(part: str, module: nn.Module, products: Products, x: torch.Tensor) ->
     if operands is None:
         return type(module).forward(module, x)  # type: ignore[no-any-return]
     note(part, module)
-    out: torch.Tensor = call(Product, x, weight, bias, operands[0].t(), operands[1], True)
+    turned = Operands(operands.backward, operands.forward, operands.bias)
+    out: torch.Tensor = call(Product, x, weight, bias, turned, True)
     return out
 
 
@@ -138,46 +168,44 @@ class _JoinedProduct(torch.autograd.Function):
     """Several linear layers of one input as one product; outputs are parts of one tensor."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, used: torch.Tensor, used_bias: torch.Tensor | None, *parameters: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        flat = x.reshape(-1, x.shape[-1]).to(used.dtype)
-        ctx.save_for_backward(flat, used)
-        ctx.shape, ctx.has_bias = x.shape, used_bias is not None
+    def forward(ctx: Any, x: torch.Tensor, operands: Operands, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1]).to(operands.forward.dtype)
+        keep(ctx, operands.backward, flat)
+        ctx.shape, ctx.has_bias = x.shape, operands.bias is not None
         weights = parameters[: len(parameters) // 2] if ctx.has_bias else parameters
         ctx.rows = [weight.shape[0] for weight in weights]
-        out = multiply(flat, used, used_bias).view(*x.shape[:-1], used.shape[0])
+        out = multiply(flat, operands.forward, operands.bias).view(*x.shape[:-1], -1)
         parts: tuple[torch.Tensor, ...] = out.split(ctx.rows, -1)
         return parts
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, used = ctx.saved_tensors
-        grad = _join(gradients, used)
-        needed = ctx.needs_input_grad[3:]
+        backward, flat = kept(ctx)
+        grad = _join(gradients, flat.dtype)
+        needed = ctx.needs_input_grad[2:]
         nothing = (None,) * len(ctx.rows)
-        grad_x = multiply(grad, used.t()).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        grad_x = multiply(grad, backward).view(ctx.shape) if ctx.needs_input_grad[0] else None
         weights = multiply(grad.t(), flat.t()).split(ctx.rows) if any(needed[: len(ctx.rows)]) else nothing
         if not ctx.has_bias:
-            return grad_x, None, None, *weights
+            return grad_x, None, *weights
         biases = add_columns(grad).split(ctx.rows) if any(needed[len(ctx.rows) :]) else nothing
-        return grad_x, None, None, *weights, *biases
+        return grad_x, None, *weights, *biases
 
 
-def _join(gradients: tuple[torch.Tensor, ...], used: torch.Tensor) -> torch.Tensor:
+def _join(gradients: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
     """Give gradients side by side as one matrix; without copying where the attention has left them so."""
-    first, width = gradients[0], used.shape[0]
+    first, width = gradients[0], sum(grad.shape[-1] for grad in gradients)
     place, lies_joined = first.data_ptr(), True
     for grad in gradients:
-        lies_joined &= grad.dtype == used.dtype and grad.stride() == first.stride() and grad.data_ptr() == place
+        lies_joined &= grad.dtype == dtype and grad.stride() == first.stride() and grad.data_ptr() == place
         place += grad.shape[-1] * grad.element_size()
     strides = first.stride()
     lies_joined &= strides[-1] == 1 and strides[-2] == width
     lies_joined &= first.ndim == 2 or strides[0] == width * first.shape[1]
     if lies_joined and first.ndim <= 3:
         return first.as_strided((first.numel() // first.shape[-1], width), (width, 1))
-    return torch.cat([grad.reshape(-1, grad.shape[-1]).to(used.dtype) for grad in gradients], -1)
+    return torch.cat([grad.reshape(-1, grad.shape[-1]).to(dtype) for grad in gradients], -1)
 
 
 class JoinedLinears:
@@ -209,7 +237,8 @@ class JoinedLinears:
 
     def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Stand for `nn.Linear.forward` of one of them."""
-        version = 0 if x.is_inference() else x._version
+        with torch._C.DisableTorchFunction():
+            version = 0 if x.is_inference() else x._version
         held = self._held
         if held is not None and held[0] is x and held[1] == version:
             out = held[2].pop(index, None)
@@ -219,19 +248,26 @@ class JoinedLinears:
                 return out
         weights = [module.weight for module in self.modules]
         biases = [module.bias for module in self.modules if module.bias is not None]
-        copies = self.products.copies
-        if not computes_in_bfloat16() or copies is None or not copies.covers(*weights, *biases) or x.numel() == 0:
+        operands = self._operands(x, weights, biases)
+        if operands is None:
             return linear("bf16_weights", self.modules[index], self.products, x)
         self.let_go()
         for module in self.modules:
             note("joined_qkv", module)
             note("bf16_weights", module)
-        outputs = call(
-            _JoinedProduct, x, copies.of(*weights), copies.of(*biases) if biases else None, *weights, *biases
-        )
+        outputs = call(_JoinedProduct, x, operands, *weights, *biases)
         self._held = x, version, {place: output for place, output in enumerate(outputs) if place != index}
         result: torch.Tensor = outputs[index]
         return result
+
+    @unwatched
+    def _operands(
+        self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+    ) -> Operands | None:
+        copies = self.products.copies
+        if not computes_in_bfloat16() or copies is None or not copies.covers(*weights, *biases) or x.numel() == 0:
+            return None
+        return Operands(*copies.operands(*weights), copies.of(*biases) if biases else None)
 
 
 def joined_linear(index: int, joined: JoinedLinears, x: torch.Tensor) -> torch.Tensor:

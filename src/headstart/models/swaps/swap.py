@@ -13,7 +13,7 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -30,8 +30,12 @@ __all__ = [
     "note",
     "swap",
     "take_out",
+    "unwatched",
     "watch",
 ]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 OWN_ATTENTION = "_headstart_attention"
 """Under which name in its `__dict__` a model remembers the attention that it had."""
@@ -88,6 +92,17 @@ def call(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """
     with torch._C.DisableTorchFunction():
         return function.apply(*arguments)
+
+
+def unwatched(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a function look at tensors without `keyed_randomness` being asked each time; it must not draw."""
+
+    @functools.wraps(function)
+    def unasked(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        with torch._C.DisableTorchFunction():
+            return function(*arguments, **named)
+
+    return unasked
 
 
 def note(part: str, module: nn.Module, obstacle: str = "") -> None:

@@ -1,0 +1,49 @@
+"""Laying weights out as oneDNN multiplies with them, so that it need not do so again in each product.
+
+May import layers 0 and 1. oneDNN takes the matrix B of a bfloat16 product in blocks of 64 columns, two of its rows side
+by side, because one instruction multiplies pairs:
+
+    B[k, n]  lies at  [n / 64] [k / 2] [n % 64] [k % 2]
+
+That is what it does where AVX-512 multiplies bfloat16; `models/packed_weights.py` compares, and packs nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headstart.models.kernels.blocks import interleave, transpose_block
+from headstart.models.kernels.launch import kernel, number_at
+
+__all__ = ["pack"]
+
+
+@kernel
+def _pack(chunk, worker, table):
+    entry = table + chunk * 48
+    weight, forward, backward = number_at(entry, 0), number_at(entry, 1), number_at(entry, 2)
+    first, lines, width = number_at(entry, 3), number_at(entry, 4), number_at(entry, 5)
+    words = width // 2
+    source = weight + first * width * 2
+    # Neighbours in a line of the weight are a pair of the transpose: one word of 32 bits.
+    target = forward + first * width * 2
+    for word in range(0, words, 16):
+        for line in range(0, 64, 16):
+            transpose_block(source + (line * words + word) * 4, words, target + (word * 64 + line) * 4, 64)
+    for block in range(width // 64):
+        target = backward + (block * lines + first) * 128
+        for line in range(0, 64, 2):
+            for lane in range(0, 64, 16):
+                place = line * width + block * 64 + lane
+                interleave(source, place, place + width, target, line * 32 + lane)
+
+
+def pack(table: np.ndarray) -> None:
+    """Lay weights out for x weight' (forward) and for grad weight (backward).
+
+    Args:
+        table: int64, shape (chunks, 6). A chunk is 64 lines of a weight of (lines, width) bfloat16 numbers, both
+            multiples of 64:
+            address of the weight, of its forward and of its backward form, first line of the chunk, lines, width.
+    """
+    _pack(len(table), table.ctypes.data)
