@@ -91,6 +91,7 @@ def test_places_are_the_modules_that_are_really_computed() -> None:
         "norms": 9,
         "gelu": 2,
         "dropout": 8,
+        "first_token": 1,
     }
     assert all(part.difference is not None and part.difference < 0.1 for part in handle.parts if part.on)
 

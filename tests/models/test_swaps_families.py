@@ -10,7 +10,7 @@ from torch import nn
 
 from headstart.models.dropout import RandomKey, keyed_randomness
 from headstart.models.speed import SpeedUp, speed_up
-from small_families import FAMILIES, answers, build, copies_of, distance, make_batch
+from small_families import FAMILIES, PACKS, answers, build, copies_of, distance, make_batch
 
 CPU = torch.device("cpu")
 # Families without a place for a part, and a word of the reason.
@@ -25,6 +25,11 @@ ASIDE = {
     },
     "norms": {"t5": "layer norm", "t5 encoder": "layer norm", "t5 tokens": "layer norm"},
     "gelu": {"t5": "GELU", "t5 encoder": "GELU", "t5 tokens": "GELU"},
+    "packed_weights": {} if PACKS else dict.fromkeys(FAMILIES, "oneDNN lays"),
+    "first_token": {
+        **dict.fromkeys(("t5 encoder", "t5 tokens", "xlm-roberta"), "ForSequenceClassification"),
+        **dict.fromkeys(("albert", "modernbert", "t5", "bart", "gpt2"), "no place in the last layer"),
+    },
 }
 
 

@@ -48,10 +48,12 @@ class Probe:
     Args:
         model: in its own way still; neither its gradients nor random streams nor statistics are changed.
         precision: what is compared with the model's own way in float32.
+        with_head: compare what the whole model gives, not the hidden states below its head.
     """
 
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        self._model, self._precision = model, precision
+    def __init__(self, model: nn.Module, precision: str, *, with_head: bool = False) -> None:
+        self._model = model if with_head else getattr(model, "base_model", model)
+        self._precision = precision
         self.obstacle = ""
         """Why there is nothing to compare with; empty where there is."""
         self.dtype = torch.float32
@@ -85,8 +87,8 @@ class Probe:
         return found, ""
 
     def _run(self, precision: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Give the hidden states of the probe's tokens, and the gradient of each parameter."""
-        base = getattr(self._model, "base_model", self._model)
+        """Give what the model makes of the probe's tokens, and the gradient of each parameter."""
+        base = self._model
         named = {name: parameter for name, parameter in base.named_parameters() if parameter.requires_grad}
         modes = {module: module.training for module in base.modules()}
         base.train(not any(getattr(module, "track_running_stats", False) for module in base.modules()))
@@ -97,7 +99,7 @@ class Probe:
             with keyed_randomness(key, device, base), torch.enable_grad():
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     hidden = base(**batch)[0]
-                hidden = hidden[seen] if hidden.shape[:2] == seen.shape else hidden
+                hidden = hidden[seen] if hidden.ndim == 3 and hidden.shape[:2] == seen.shape else hidden
                 places = torch.arange(hidden.numel(), dtype=torch.float32, device=device)
                 direction = torch.cos(places).view_as(hidden)
                 # Not backward(): hooks of the user that wait for gradients would take these for real ones.

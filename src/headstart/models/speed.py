@@ -21,6 +21,8 @@ from torch import nn
 from headstart.errors import ModelError, suggest
 from headstart.models.hardware import has_fast_bfloat16
 from headstart.models.probe import Probe
+from headstart.models.swaps.first_token import PART as FIRST_TOKEN
+from headstart.models.swaps.first_token import detach_first_token
 from headstart.models.swaps.swap import give_attention_back, take_out, watch
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ PARTS = {
     "norms": "linear layer, dropout, residual and layer norm in one pass",
     "gelu": "GELU and its slope in one pass",
     "dropout": "dropout drawn and applied in one pass",
+    "first_token": "what follows the last attention for the first token alone, where the head reads no other",
 }
 """The parts that change how a model computes, and what each does."""
 
@@ -122,8 +125,8 @@ def speed_up(
     exported: what the kernels compute, none of these can follow.
 
     Args:
-        model: a model of transformers with float32 parameters; changed in place. On a GPU there is the part "attention"
-            alone, over rows without their padding, where no weight of attention is dropped.
+        model: a model of transformers with float32 parameters; changed in place. On a GPU there are two parts:
+            "first_token", and "attention" over rows without their padding, where no weight of attention is dropped.
         precision: of the matrix products in training: "bf16" under autocast with `build_optimizer`, "fp32", or "auto"
             (bfloat16 where the hardware multiplies it itself).
         parts: a switch for each of `PARTS`; those not named are on.
@@ -160,7 +163,7 @@ def speed_up(
     obstacle = obstacle or _find_obstacle(model)
     if not obstacle and next(model.parameters()).is_cuda:
         for name in PARTS:
-            wanted[name] &= name == "attention"
+            wanted[name] &= name in ("attention", "first_token")
     if obstacle:
         handle.parts = [Part(name, False, reason=obstacle if wanted[name] else "switched off") for name in PARTS]
     else:
@@ -173,6 +176,7 @@ def _strip(model: nn.Module) -> None:
     for module in model.modules():
         take_out(module)
     give_attention_back(model)
+    detach_first_token(model)
 
 
 def _find_obstacle(model: nn.Module) -> str:
@@ -196,12 +200,16 @@ def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> li
     probe = Probe(model, handle.precision)
     handle.own_difference = probe.own.whole
     products = Products(result=probe.dtype)
-    names = [name for name in PARTS if wanted[name]] if not probe.obstacle else []
+    names = [name for name in PARTS if wanted[name] and name != FIRST_TOKEN] if not probe.obstacle else []
     found = _try(model, names, products, handle, probe) if names else {}
     if found is None:  # one after the other, to see which one it is
         found = {}
         for name in names:
             found.update(_try(model, [name], products, handle, probe) or {})
+    if wanted[FIRST_TOKEN] and not probe.obstacle:
+        with _copies_in_use(products):
+            of_head = Probe(model, handle.precision, with_head=True)
+        found.update(_try(model, [FIRST_TOKEN], products, handle, of_head) or {})
     handle.copies = products.copies
     return [
         found.get(name) or Part(name, False, reason=probe.obstacle if wanted[name] else "switched off")

@@ -14,6 +14,7 @@ from headstart.models.swaps.activations import EXACT, TANH, gelu_forward
 from headstart.models.swaps.attention import NAME as ATTENTION
 from headstart.models.swaps.attention import OwnAttention
 from headstart.models.swaps.dropping import dropout
+from headstart.models.swaps.first_token import attach_first_token, detach_first_token
 from headstart.models.swaps.norms import layer_norm, project_and_add
 from headstart.models.swaps.products import (
     JoinedLinears,
@@ -185,6 +186,10 @@ def _attach_dropout(model: nn.Module, products: Products, precision: str) -> str
     return "" if found else "the model has no dropout modules"
 
 
+def _attach_first_token(model: nn.Module, products: Products, precision: str) -> str:
+    return attach_first_token(model)
+
+
 _ATTACHERS = {
     "bf16_weights": _attach_copies,
     "packed_weights": _attach_packed,
@@ -194,6 +199,7 @@ _ATTACHERS = {
     "norms": _attach_norms,
     "gelu": _attach_gelu,
     "dropout": _attach_dropout,
+    "first_token": _attach_first_token,
 }
 
 
@@ -223,6 +229,8 @@ def keep_what_is_used(model: nn.Module, name: str, usage: Usage, products: Produ
         assert products.copies is not None
         return products.copies.num_packed, products.copies.packing_obstacle
     used, left = usage.used.get(name, set()), usage.left.get(name, {})
+    if name == "first_token":
+        return len(used), "" if used else "hidden states are asked for, or hooks look on"
     if name == "attention":
         return len(used), "" if used else usage.why_left(name) or "no layer asks transformers' interface for it"
     reason = usage.why_left(name)
@@ -255,5 +263,7 @@ def detach(model: nn.Module, name: str, products: Products) -> None:
     elif name == "packed_weights":
         if products.copies is not None:
             products.copies.packs = False
+    elif name == "first_token":
+        detach_first_token(model)
     elif name == "onednn_float32":
         products.onednn = False

@@ -1,0 +1,107 @@
+"""The last layer for the first token alone, where a classification head reads no other.
+
+May import layers 0 and 1. A head over the first token throws away what the last layer made of all others. Their keys
+and values count, so attention sees them; what comes after it (projection, feed-forward block, two layer norms: three
+quarters of the layer's products) is computed for the first token:
+
+    (B, T, H) -> attention -> (B, T, H) -> [:, :1] -> (B, 1, H) -> ... -> (B, 1, H) -> head
+
+The numbers that come out are the same, and so are their gradients: those of the other tokens were zero. It happens only
+inside a call of the whole model, which gives nothing but the head's answer, and not where hidden states are asked for,
+hooks look on, or layers are computed again for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from headstart.models.swaps.swap import has_hooks, note, swap
+
+__all__ = ["PART", "FirstToken", "attach_first_token", "detach_first_token"]
+
+PART = "first_token"
+_HEADS = "ForSequenceClassification"
+# The last layer's module after which one token is enough, and its last one, which has to be the model's last.
+_CUTS = (("attention.output", "output"), ("attention.LayerNorm", "output"), ("sa_layer_norm", "output_layer_norm"))
+
+
+class FirstToken:
+    """Says whether the forward pass that is under way may go on with the first token alone.
+
+    Args:
+        watched: modules whose hooks would see that the other tokens are missing.
+    """
+
+    def __init__(self, watched: list[nn.Module]) -> None:
+        self.watched = watched
+        self.is_enough = False
+
+    def begin(self, model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Decide for one call of the model (a hook before its forward pass)."""
+        asked = named.get("output_hidden_states", getattr(model.config, "output_hidden_states", False))
+        looked_at = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+        recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.watched)
+        self.is_enough = not (asked or looked_at or recomputed or any(map(has_hooks, self.watched)))
+
+    def end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        """Forget it (a hook after the forward pass, also after one that failed)."""
+        self.is_enough = False
+
+
+def _cut(state: FirstToken, module: nn.Module, *tensors: torch.Tensor) -> Any:
+    """Stand for the forward pass after which one token is enough."""
+    if state.is_enough:
+        note(PART, module)
+        tensors = tuple(tensor[:, :1] if tensor.ndim == 3 else tensor for tensor in tensors)
+    current = module.__dict__["forward"]
+    while current.part != PART:
+        current = current.before
+    if current.before is not None:
+        return current.before(*tensors)
+    return type(module).forward(module, *tensors)
+
+
+def attach_first_token(model: nn.Module) -> str:
+    """Put it in where the model has a place for it; give the reason where it has none."""
+    kind = type(model)
+    if not kind.__module__.startswith("transformers.models.") or not kind.__name__.endswith(_HEADS):
+        return f"the model is none of transformers' {_HEADS}"
+    base = getattr(model, "base_model", model)
+    found = _find_cut(base)
+    if base is model or found is None:
+        return "no place in the last layer is known after which one token is enough"
+    layer, cut = found
+    watched = [base, *(module for name, module in base.named_modules() if name and f"{layer}.".startswith(f"{name}."))]
+    state = FirstToken([*watched, *base.get_submodule(layer).modules()])
+    swap(PART, cut, _cut, state, cut)
+    model.register_forward_pre_hook(state.begin, with_kwargs=True)
+    model.register_forward_hook(state.end, always_call=True)
+    return ""
+
+
+def _find_cut(base: nn.Module) -> tuple[str, nn.Module] | None:
+    """Give the name of the last layer, and its module after which one token is enough."""
+    named = dict(base.named_modules())
+    layers = [name for name in named if name.rpartition(".")[2].isdecimal()]
+    for first, last in _CUTS:
+        having = [name for name in layers if f"{name}.{first}" in named and f"{name}.{last}" in named]
+        if having and having[-1] == layers[-1]:
+            return having[-1], named[f"{having[-1]}.{first}"]
+    return None
+
+
+def detach_first_token(model: nn.Module) -> None:
+    """Take the hooks out again; the swap is taken out as all are."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), FirstToken):
+                del hooks[key]
+    for options in (model._forward_pre_hooks_with_kwargs, model._forward_hooks_always_called):
+        for key in list(options):
+            if key not in model._forward_pre_hooks and key not in model._forward_hooks:
+                del options[key]
