@@ -16,6 +16,7 @@ from transformers import BertForSequenceClassification
 
 from headstart.models.dropout import RandomKey, keyed_randomness
 from headstart.models.speed import PARTS, speed_up
+from headstart.models.swaps import attention as swaps_attention
 from headstart.models.swaps.swap import watch
 from small_families import FAMILIES, answers, build, copies_of, distance, make_batch
 
@@ -208,3 +209,29 @@ def test_undo_takes_the_hooks_out_and_leaves_the_users() -> None:
     assert calls == [1] and len(model._forward_hooks) == 1
     assert not model._forward_pre_hooks and not model._forward_hooks_always_called
     assert not model._forward_pre_hooks_with_kwargs
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_with_all_parts_attention_answers_the_first_query(family: str, precision: str, length: int) -> None:
+    """Where attention leaves the others out, nothing may come from what lies in memory there."""
+    plain, fast = copies_of(lambda: build(family))
+    handle = speed_up(fast, precision=precision)  # type: ignore[arg-type]
+    assert handle[PART].on and handle["attention"].on
+    asked: list[int | None] = []
+    attend = swaps_attention.attend
+
+    def look(*tensors: torch.Tensor, **options: Any) -> Any:
+        asked.append(options["num_queries"])
+        return attend(*tensors, **options)
+
+    found = []
+    for model in (plain, fast):
+        model.train()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(swaps_attention, "attend", look)
+            with keyed_randomness(RandomKey(0, 1, [4, 5, 6]), torch.device("cpu"), model):
+                found.append(answers(model, make_batch(family, 3, length), precision))
+    assert asked == [length, 1]
+    assert distance(found[1], found[0]) < (1e-5 if precision == "fp32" else 0.05)

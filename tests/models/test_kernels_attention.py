@@ -43,15 +43,40 @@ def compute(
     *,
     causal: bool = False,
     window: int | None = None,
+    num_queries: int | None = None,
 ) -> Results:
     q, k, v, grad_out = tensors
     rows, heads, length, dim = q.shape
     keys = KeyMask.of(mask, rows, length)
-    out, log_sums = attend(q, k, v, keys, scale=scale, drops=drops, causal=causal, window=window)
+    out, log_sums = attend(
+        q, k, v, keys, scale=scale, drops=drops, causal=causal, window=window, num_queries=num_queries
+    )
     grads = torch.empty((rows, length, 3, heads, dim), dtype=q.dtype)
     places = (grads[:, :, 0].transpose(1, 2), grads[:, :, 1].transpose(1, 2), grads[:, :, 2].transpose(1, 2))
-    attend_backward(grad_out, q, k, v, log_sums, keys, places, scale=scale, drops=drops, causal=causal, window=window)
+    attend_backward(
+        grad_out, q, k, v, log_sums, keys, places,
+        scale=scale, drops=drops, causal=causal, window=window, num_queries=num_queries,
+    )  # fmt: skip
     return out, *places
+
+
+@settings(deadline=None, max_examples=40)
+@given(length=st.integers(1, 80), asked=st.integers(1, 80), dtype=st.sampled_from(list(TOLERANCE)))
+def test_the_first_queries_alone_have_the_same_bits(length: int, asked: int, dtype: torch.dtype) -> None:
+    """What is left out is 0, and so is the gradient that it would get."""
+    asked = min(asked, length)
+    tensors = inputs(2, 3, length, 16, dtype)
+    tensors[3] = tensors[3].clone()
+    tensors[3][:, :, asked:] = 0.0
+    mask = torch.arange(length) < torch.tensor([[length], [-(-length // 2)]])
+    drops = Drops(torch.tensor([5, 6]), 0.1)
+    whole = compute(tensors, mask, drops)
+    tensors[3][:, :, asked:] = torch.nan  # is not read
+    some = compute(tensors, mask, drops, num_queries=asked)
+    assert torch.equal(some[0][:, :, :asked], whole[0][:, :, :asked])
+    assert not some[0][:, :, asked:].any()
+    for found, expected in zip(some[1:], whole[1:], strict=True):
+        assert torch.equal(found, expected)
 
 
 def pattern(rows: int, length: int, mask: torch.Tensor | None, causal: bool, window: int | None) -> torch.Tensor:

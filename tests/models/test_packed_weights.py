@@ -1,4 +1,4 @@
-"""Weights laid out for oneDNN: the same bits as oneDNN's own, and never those of a weight of before."""
+"""Matrices laid out for oneDNN: the same bits as oneDNN's own, and never those of a weight of before."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from headstart.models import packed_weights
+from headstart.models.kernels.packing import transpose
 from headstart.models.packed_weights import PackedWeight
-from headstart.models.swaps.products import multiply
+from headstart.models.swaps.products import multiply, multiply_transposed
 from headstart.models.working_copies import WorkingCopies
 from small_families import PACKS
 
-pytestmark = pytest.mark.skipif(not PACKS, reason="oneDNN multiplies in another layout on this processor")
+needs_layout = pytest.mark.skipif(not PACKS, reason="oneDNN multiplies in another layout on this processor")
 
 BLOCKS = st.integers(1, 4)
 
@@ -27,6 +28,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
 
 
+@needs_layout
 @given(lines=BLOCKS, columns=BLOCKS, tokens=st.integers(1, 70))
 @settings(max_examples=30, deadline=None)
 def test_products_are_those_of_the_weight(lines: int, columns: int, tokens: int) -> None:
@@ -39,17 +41,20 @@ def test_products_are_those_of_the_weight(lines: int, columns: int, tokens: int)
         assert torch.allclose(multiply(x, form).float(), F.linear(x, matrix).float(), rtol=2**-7, atol=1e-3)
 
 
+@needs_layout
 @pytest.mark.parametrize("shape", [(63, 64), (64, 96), (2, 64), (64,)])
 def test_sizes_that_are_no_blocks_are_left_to_onednn(shape: tuple[int, ...]) -> None:
     assert PackedWeight.of(random(*shape)) is None
 
 
+@needs_layout
 def test_another_layout_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor for which oneDNN chooses another one."""
     monkeypatch.setattr(packed_weights, "pack_all", lambda weights: ctypes.memset(weights[0].chunks[0][1], 0, 2))
     assert PackedWeight.of(random(64, 64)) is None
 
 
+@needs_layout
 @pytest.mark.parametrize(
     ("shape", "words"), [((64, 64), "oneDNN lays these weights out"), ((2, 64), "multiples of 64")]
 )
@@ -81,6 +86,7 @@ def through_data(copies: WorkingCopies, parameters: list[Parameter]) -> None:
     copies.refresh()
 
 
+@needs_layout
 @pytest.mark.parametrize("change", [by_optimizer, by_loading, through_data])
 @pytest.mark.parametrize("asked_before", ["joined", "alone", "both", "neither"])
 def test_they_are_packed_anew_when_weights_have_changed(
@@ -113,3 +119,20 @@ def test_without_the_part_products_take_the_copies() -> None:
     assert not forward.is_mkldnn
     assert torch.equal(forward, weight.to(torch.bfloat16))
     assert torch.equal(backward, forward.t())
+
+
+@given(lines=st.integers(1, 300), columns=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_transpose_is_the_transpose(lines: int, columns: int) -> None:
+    values = random(lines, 16 * columns)
+    assert torch.equal(transpose(values), values.t())
+
+
+@pytest.mark.parametrize("lines", [1, 127, 128, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_gradient_of_a_weight_is_summed_over_all_lines(lines: int, dtype: torch.dtype) -> None:
+    a, b = random(lines, 48, seed=1).to(dtype), random(lines, 33, seed=2).to(dtype)
+    expected = a.double().t() @ b.double()
+    assert torch.allclose(multiply_transposed(a, b).double(), expected, rtol=2**-7, atol=1e-3)
+    half = torch.cat([a, a], 1)[:, :48]  # its lines are further apart than they are long
+    assert torch.allclose(multiply_transposed(half, b).double(), expected, rtol=2**-7, atol=1e-3)

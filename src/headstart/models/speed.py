@@ -90,7 +90,10 @@ class SpeedUp:
         raise KeyError(f'there is no part "{name}". {suggest(name, list(PARTS))}')
 
     def __repr__(self) -> str:
-        words = {part.name: f"in {part.places} places" if part.on else f"off, {part.reason}" for part in self.parts}
+        words = {
+            part.name: f"in {part.places} place{'s'[: part.places != 1]}" if part.on else f"off, {part.reason}"
+            for part in self.parts
+        }
         return "\n".join([f"SpeedUp({self.precision})", *(f"    {name}: {text}" for name, text in words.items())])
 
     def undo(self) -> None:

@@ -121,8 +121,8 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
     @kernel(variant=read.__name__)
     def forward(
         chunk, worker, q, k, v, out, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-        out_batch, out_head, out_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, dim,
-        scale, causal, window, keys, threshold, factor,
+        out_batch, out_head, out_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
+        dim, scale, causal, window, keys, threshold, factor,
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
         count = number_at(num_keys, row)
@@ -133,16 +133,16 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
         scores = values + padded * dim * 4
         sums = scores + _BLOCK * padded * 4
         outputs = sums + _BLOCK * 4
-        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, length, dim, float_of(scale))
-        _fill_zero(queries, length * dim, _round_up(length, 8) * dim)
+        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, dim, float_of(scale))
+        _fill_zero(queries, asked * dim, _round_up(asked, 8) * dim)
         fill(values, k + (row * k_batch + head * k_head) * size, k_row, count, dim, np.float32(1.0))
         _fill_zero(values, count * dim, padded * dim)
         _transpose(values, keys_across, padded, dim)
         fill(values, v + (row * v_batch + head * v_head) * size, v_row, count, dim, np.float32(1.0))
         masked = splat(np.float32(_MASKED))
         place = out + (row * out_batch + head * out_head) * size
-        for start in range(0, length, _BLOCK):
-            rows = min(_BLOCK, length - start)
+        for start in range(0, asked, _BLOCK):
+            rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
             _multiply(
                 queries + start * dim * 4, dim, 1, keys_across, padded, dim, scores, padded, padded_rows, padded, 0
@@ -181,6 +181,9 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
                 factors = splat(load_one(sums, index))
                 for lane in range(0, dim, 16):
                     write(place, (start + index) * out_row + lane, load(outputs, index * dim + lane) * factors)
+        for index in range(asked, length):
+            for lane in range(0, dim, 16):
+                write(place, index * out_row + lane, splat(np.float32(0.0)))
 
     return forward
 
@@ -199,8 +202,8 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
     def backward(
         chunk, worker, q, k, v, grad_out, grad_q, grad_k, grad_v, q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, go_batch, go_head, go_row, gq_batch, gq_head, gq_row, gk_batch, gk_head, gk_row,
-        gv_batch, gv_head, gv_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, dim,
-        scale, causal, window, keys, threshold, factor,
+        gv_batch, gv_head, gv_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
+        dim, scale, causal, window, keys, threshold, factor,
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
         count = number_at(num_keys, row)
@@ -216,10 +219,10 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
         slopes = scores + _BLOCK * padded * 4
         grad_queries = slopes + _BLOCK * padded * 4
         weights = grad_queries + _BLOCK * dim * 4
-        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, length, dim, float_of(scale))
-        _fill_zero(queries, length * dim, _round_up(length, 8) * dim)
-        fill(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, length, dim, np.float32(1.0))
-        _fill_zero(grads, length * dim, _round_up(length, 8) * dim)
+        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, dim, float_of(scale))
+        _fill_zero(queries, asked * dim, _round_up(asked, 8) * dim)
+        fill(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, asked, dim, np.float32(1.0))
+        _fill_zero(grads, asked * dim, _round_up(asked, 8) * dim)
         fill(keys_along, v + (row * v_batch + head * v_head) * size, v_row, count, dim, np.float32(1.0))
         _fill_zero(keys_along, count * dim, padded * dim)
         _transpose(keys_along, values_across, padded, dim)
@@ -227,8 +230,8 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
         _transpose(keys_along, keys_across, padded, dim)
         masked, nothing = splat(np.float32(_MASKED)), splat(np.float32(0.0))
         grad_place = grad_q + (row * gq_batch + head * gq_head) * size
-        for start in range(0, length, _BLOCK):
-            rows = min(_BLOCK, length - start)
+        for start in range(0, asked, _BLOCK):
+            rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
             _multiply(
                 queries + start * dim * 4, dim, 1, keys_across, padded, dim, scores, padded, padded_rows, padded, 0
@@ -270,6 +273,9 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
             _multiply(slopes, 1, padded, queries + start * dim * 4, dim, rows, grad_keys, dim, padded, dim, add)
         spill(grad_values, grad_v + (row * gv_batch + head * gv_head) * size, gv_row, count, dim, np.float32(1.0))
         spill(grad_keys, grad_k + (row * gk_batch + head * gk_head) * size, gk_row, count, dim, np.float32(1.0))
+        for index in range(asked, length):
+            for lane in range(0, dim, 16):
+                write(grad_place, index * gq_row + lane, nothing)
         for index in range(count, length):  # nobody looks at a key that is padding
             for lane in range(0, dim, 16):
                 write(grad_v + (row * gv_batch + head * gv_head) * size, index * gv_row + lane, nothing)
@@ -348,6 +354,7 @@ def attend(
     drops: Drops,
     causal: bool = False,
     window: int | None = None,
+    num_queries: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute attention.
 
@@ -361,6 +368,7 @@ def attend(
         drops: of the weights.
         causal: a query sees no later key.
         window: a query sees keys up to so many places away; None sees all.
+        num_queries: the first ones, which are answered; the others get zeros. None is all.
 
     Returns:
         The output, shape (B, heads, T, D) with memory laid out as (B, T, heads, D), and the logarithm of each query's
@@ -375,7 +383,8 @@ def attend(
     _forward[q.dtype](
         batch * heads, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), *_strides(q), *_strides(k),
         *_strides(v), *_strides(out), log_sums.data_ptr(), *mask.numbers(), scratch.data_ptr(), size, heads, length,
-        dim, bits_of(scale), int(causal), -1 if window is None else window, *drops.numbers(),
+        length if num_queries is None else num_queries, dim, bits_of(scale), int(causal),
+        -1 if window is None else window, *drops.numbers(),
     )  # fmt: skip
     return out, log_sums
 
@@ -393,6 +402,7 @@ def attend_backward(
     drops: Drops,
     causal: bool = False,
     window: int | None = None,
+    num_queries: int | None = None,
 ) -> None:
     """Compute the gradients of `attend`.
 
@@ -408,6 +418,7 @@ def attend_backward(
         drops: of the weights.
         causal: a query sees no later key.
         window: how far away a query sees.
+        num_queries: the queries that were answered.
     """
     batch, heads, length, dim = q.shape
     padded = -(-length // 16) * 16
@@ -417,6 +428,6 @@ def attend_backward(
     _backward[q.dtype](
         batch * heads, *(tensor.data_ptr() for tensor in tensors),
         *(stride for tensor in tensors for stride in _strides(tensor)), log_sums.data_ptr(), *mask.numbers(),
-        scratch.data_ptr(), size, heads, length, dim, bits_of(scale), int(causal), -1 if window is None else window,
-        *drops.numbers(),
+        scratch.data_ptr(), size, heads, length, length if num_queries is None else num_queries, dim, bits_of(scale),
+        int(causal), -1 if window is None else window, *drops.numbers(),
     )  # fmt: skip

@@ -28,7 +28,31 @@ from headstart.models.kernels.lowering import (
     store_vector,
 )
 
-__all__ = ["interleave", "multiply_tile", "transpose_block"]
+__all__ = ["interleave", "multiply_tile", "transpose_block", "transpose_halves"]
+
+
+def _pair(builder: Any, source: Any, first: Any, second: Any) -> Any:
+    """Give sixteen numbers of 16 bits and sixteen others in turns, as words of 32 bits."""
+    low, high = (
+        builder.zext(builder.load(pointer_to(builder, source, index, 2, SHORTS), align=2), INTS)
+        for index in (first, second)
+    )
+    return builder.or_(low, builder.shl(high, ints(16)))
+
+
+def _transposed(builder: Any, lines: list[Any]) -> list[Any]:
+    """Give the transpose of 16 x 16 words of 32 bits."""
+    # Four times, lines that are `span` apart exchange the halves of their blocks of twice that many numbers.
+    for span in (8, 4, 2, 1):
+        for i in range(WIDTH):
+            if i & span:
+                continue
+            a, b = lines[i], lines[i + span]
+            first = [lane if not lane & span else WIDTH + lane - span for lane in range(WIDTH)]
+            second = [lane + span if not lane & span else WIDTH + lane for lane in range(WIDTH)]
+            lines[i] = builder.shuffle_vector(a, b, ir.Constant(INTS, first))
+            lines[i + span] = builder.shuffle_vector(a, b, ir.Constant(INTS, second))
+    return lines
 
 
 @intrinsic
@@ -37,11 +61,7 @@ def interleave(typing_context: Any, source: Any, first: Any, second: Any, target
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source, first, second, target, place = args
-        halves = [
-            builder.zext(builder.load(pointer_to(builder, source, index, 2, SHORTS), align=2), INTS)
-            for index in (first, second)
-        ]
-        pairs = builder.or_(halves[0], builder.shl(halves[1], ints(16)))
+        pairs = _pair(builder, source, first, second)
         builder.store(pairs, pointer_to(builder, target, place, 4, INTS), align=4)
 
     return signature(types.void, types.int64, types.int64, types.int64, types.int64, types.int64), generate
@@ -58,20 +78,29 @@ def transpose_block(typing_context: Any, source: Any, source_row: Any, target: A
             return builder.mul(stride, ir.Constant(INT64, number))
 
         lines = [load_vector(builder, source, row(source_row, i)) for i in range(WIDTH)]
-        # Four times, lines that are `span` apart exchange the halves of their blocks of twice that many numbers.
-        for span in (8, 4, 2, 1):
-            for i in range(WIDTH):
-                if i & span:
-                    continue
-                a, b = lines[i], lines[i + span]
-                first = [lane if not lane & span else WIDTH + lane - span for lane in range(WIDTH)]
-                second = [lane + span if not lane & span else WIDTH + lane for lane in range(WIDTH)]
-                lines[i] = builder.shuffle_vector(a, b, ir.Constant(INTS, first))
-                lines[i + span] = builder.shuffle_vector(a, b, ir.Constant(INTS, second))
-        for i, line in enumerate(lines):
+        for i, line in enumerate(_transposed(builder, lines)):
             store_vector(builder, line, target, row(target_row, i))
 
     return signature(types.void, types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def transpose_halves(typing_context: Any, source: Any, source_row: Any, last: Any, target: Any, target_row: Any) -> Any:
+    """Write the transpose of 32 x 16 numbers of 16 bits; rows behind number `last` are read as that one."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, source_row, last, target, target_row = args
+
+        def row(number: int) -> Any:
+            chosen = ir.Constant(INT64, number)
+            return builder.mul(source_row, builder.select(builder.icmp_signed("<", last, chosen), last, chosen))
+
+        lines = [_pair(builder, source, row(2 * i), row(2 * i + 1)) for i in range(WIDTH)]
+        for i, line in enumerate(_transposed(builder, lines)):
+            place = builder.mul(target_row, ir.Constant(INT64, i))
+            builder.store(line, pointer_to(builder, target, place, 2, INTS), align=4)
+
+    return signature(types.void, *[types.int64] * 5), generate
 
 
 @intrinsic(prefer_literal=True)

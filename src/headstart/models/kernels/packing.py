@@ -1,4 +1,4 @@
-"""Laying weights out as oneDNN multiplies with them, so that it need not do so again in each product.
+"""Laying matrices out as oneDNN multiplies with them, so that it need not do so in each product.
 
 May import layers 0 and 1. oneDNN takes the matrix B of a bfloat16 product in blocks of 64 columns, two of its rows side
 by side, because one instruction multiplies pairs:
@@ -11,11 +11,12 @@ That is what it does where AVX-512 multiplies bfloat16; `models/packed_weights.p
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from headstart.models.kernels.blocks import interleave, transpose_block
+from headstart.models.kernels.blocks import interleave, transpose_block, transpose_halves
 from headstart.models.kernels.launch import kernel, number_at
 
-__all__ = ["pack"]
+__all__ = ["pack", "transpose"]
 
 
 @kernel
@@ -47,3 +48,24 @@ def pack(table: np.ndarray) -> None:
             address of the weight, of its forward and of its backward form, first line of the chunk, lines, width.
     """
     _pack(len(table), table.ctypes.data)
+
+
+@kernel
+def _transpose(chunk, worker, values, out, lines, width, out_width):
+    begin, end = chunk * 128, min((chunk + 1) * 128, lines)
+    # Column by column, because lines of the result are far apart.
+    for column in range(0, width, 16):
+        for first in range(begin, end, 32):
+            source = values + (first * width + column) * 2
+            transpose_halves(source, width, lines - 1 - first, out + (column * out_width + first) * 2, out_width)
+
+
+def transpose(values: torch.Tensor) -> torch.Tensor:
+    """Give the transpose of (N, H) bfloat16 numbers, contiguous, H a multiple of 16, as its own tensor.
+
+    Its lines are further apart than they are long where N is not a multiple of 32.
+    """
+    lines, width = values.shape
+    out = torch.empty((width, -(-lines // 32) * 32), dtype=values.dtype)
+    _transpose(-(-lines // 128), values.data_ptr(), out.data_ptr(), lines, width, out.shape[1])
+    return out[:, :lines]

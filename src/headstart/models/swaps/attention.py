@@ -19,6 +19,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.attention import KeyMask, attend, attend_backward
 from headstart.models.kernels.drawing import Drops
+from headstart.models.swaps.first_token import num_queries
 from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.swaps.varlen import attend_unpadded, is_padded_on_the_right, takes_unpadded
 
@@ -57,18 +58,20 @@ class _Seen:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: _Seen, scale: float, drops: Drops
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: _Seen, scale: float, drops: Drops, num: int
     ) -> torch.Tensor:
-        out, log_sums = attend(q, k, v, seen.keys, scale=scale, drops=drops, causal=seen.causal, window=seen.window)
+        out, log_sums = attend(
+            q, k, v, seen.keys, scale=scale, drops=drops, causal=seen.causal, window=seen.window, num_queries=num
+        )
         ctx.save_for_backward(q, k, v, log_sums)
-        ctx.rest = (seen, scale, drops)
+        ctx.rest = (seen, scale, drops, num)
         return out.transpose(1, 2)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, log_sums = ctx.saved_tensors
-        seen, scale, drops = ctx.rest
+        seen, scale, drops, num = ctx.rest
         batch, heads, length, dim = q.shape
         grad_out = gradients[0].to(q.dtype)
         if grad_out.stride(-1) != 1:
@@ -78,9 +81,9 @@ class _Attention(torch.autograd.Function):
         grads = (joined[:, :, 0].transpose(1, 2), joined[:, :, 1].transpose(1, 2), joined[:, :, 2].transpose(1, 2))
         attend_backward(
             grad_out.transpose(1, 2), q, k, v, log_sums, seen.keys, grads,
-            scale=scale, drops=drops, causal=seen.causal, window=seen.window,
+            scale=scale, drops=drops, causal=seen.causal, window=seen.window, num_queries=num,
         )  # fmt: skip
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 @unwatched
@@ -160,7 +163,7 @@ def attention_forward(
         return attend_unpadded(query, key, value, padding, scale=scale, causal=is_causal), None
     seen = getattr(attention_mask, "headstart_seen", None) or _Seen(KeyMask.of(None, batch, length), is_causal, None)
     drops = Drops(draw_row_keys(module, batch), dropout) if dropout else _NO_DROPS
-    out: torch.Tensor = call(_Attention, query, key, value, seen, scale, drops)
+    out: torch.Tensor = call(_Attention, query, key, value, seen, scale, drops, num_queries(module, length))
     return out, None
 
 

@@ -1,8 +1,8 @@
 """The last layer for the first token alone, where a classification head reads no other.
 
 May import layers 0 and 1. A head over the first token throws away what the last layer made of all others. Their keys
-and values count, so attention sees them; what comes after it (projection, feed-forward block, two layer norms: three
-quarters of the layer's products) is computed for the first token:
+and values count; their queries need no answer, and what comes after attention (projection, feed-forward block, two
+layer norms: three quarters of the layer's products) is computed for the first token:
 
     (B, T, H) -> attention -> (B, T, H) -> [:, :1] -> (B, 1, H) -> ... -> (B, 1, H) -> head
 
@@ -22,9 +22,10 @@ from torch.nn.modules import module as torch_module
 
 from headstart.models.swaps.swap import has_hooks, note, swap
 
-__all__ = ["PART", "FirstToken", "attach_first_token", "detach_first_token"]
+__all__ = ["PART", "FirstToken", "attach_first_token", "detach_first_token", "num_queries"]
 
 PART = "first_token"
+_STATE = "_headstart_first_token"
 _HEADS = "ForSequenceClassification"
 # The last layer's module after which one token is enough, and its last one, which has to be the model's last.
 _CUTS = (("attention.output", "output"), ("attention.LayerNorm", "output"), ("sa_layer_norm", "output_layer_norm"))
@@ -77,7 +78,10 @@ def attach_first_token(model: nn.Module) -> str:
         return "no place in the last layer is known after which one token is enough"
     layer, cut = found
     watched = [base, *(module for name, module in base.named_modules() if name and f"{layer}.".startswith(f"{name}."))]
-    state = FirstToken([*watched, *base.get_submodule(layer).modules()])
+    modules = list(base.get_submodule(layer).modules())
+    state = FirstToken([*watched, *modules])
+    for module in modules:
+        module.__dict__[_STATE] = state
     swap(PART, cut, _cut, state, cut)
     model.register_forward_pre_hook(state.begin, with_kwargs=True)
     model.register_forward_hook(state.end, always_call=True)
@@ -95,8 +99,16 @@ def _find_cut(base: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
+def num_queries(module: nn.Module, length: int) -> int:
+    """Give how many queries the attention of a module has to answer."""
+    state = module.__dict__.get(_STATE)
+    return 1 if state is not None and state.is_enough else length
+
+
 def detach_first_token(model: nn.Module) -> None:
     """Take the hooks out again; the swap is taken out as all are."""
+    for module in model.modules():
+        module.__dict__.pop(_STATE, None)
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "__self__", None), FirstToken):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.drawing import Drops
 from headstart.models.kernels.elementwise import drop_add_norm, drop_add_norm_backward
-from headstart.models.swaps.products import Operands, Products, keep, kept, multiply
+from headstart.models.swaps.products import Operands, Products, keep, kept, multiply, multiply_transposed
 from headstart.models.swaps.swap import call, has_hooks, is_ours_or_own, note, unwatched
 
 __all__ = ["kernel_obstacle", "layer_norm", "project_and_add"]
@@ -120,7 +120,7 @@ class _ProjectAndAdd(torch.autograd.Function):
         return (
             multiply(grad_sums, backward).view(ctx.shape) if ctx.needs_input_grad[0] else None,
             grad_rest.view(ctx.residual_shape) if ctx.needs_input_grad[1] else None,
-            multiply(grad_sums.t(), flat.t()) if ctx.needs_input_grad[2] else None,
+            multiply_transposed(grad_sums, flat) if ctx.needs_input_grad[2] else None,
             columns[2],
             columns[0],
             columns[1],

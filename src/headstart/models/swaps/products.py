@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from headstart.models.kernels.elementwise import add_columns
+from headstart.models.kernels.packing import transpose
 from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.working_copies import WorkingCopies
 
@@ -33,8 +34,12 @@ __all__ = [
     "kept",
     "linear",
     "multiply",
+    "multiply_transposed",
     "parameters_of",
 ]
+
+
+_MANY_LINES = 128
 
 
 def computes_in_bfloat16() -> bool:
@@ -67,6 +72,14 @@ class Operands(NamedTuple):
     forward: torch.Tensor
     backward: torch.Tensor
     bias: torch.Tensor | None
+
+
+def multiply_transposed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Give a' b, the gradient of a weight, summed over the lines of both."""
+    # oneDNN is slow at reading a matrix across; where there is much of it, turning it before is faster.
+    if a.dtype == torch.bfloat16 and len(a) >= _MANY_LINES and not a.shape[1] % 16 and a.is_contiguous():
+        return F.linear(transpose(a), b.t())
+    return multiply(a.t(), b.t())
 
 
 @dataclass
@@ -136,7 +149,7 @@ class Product(torch.autograd.Function):
         grad_x = multiply(grad, backward).view(ctx.shape) if needs_x else None
         grad_weight = None
         if needs_weight:
-            grad_weight = multiply(flat.t(), grad.t()) if ctx.is_transposed else multiply(grad.t(), flat.t())
+            grad_weight = multiply_transposed(*((flat, grad) if ctx.is_transposed else (grad, flat)))
         grad_bias = add_columns(grad.contiguous()) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None
 
@@ -186,7 +199,7 @@ class _JoinedProduct(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         nothing = (None,) * len(ctx.rows)
         grad_x = multiply(grad, backward).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        weights = multiply(grad.t(), flat.t()).split(ctx.rows) if any(needed[: len(ctx.rows)]) else nothing
+        weights = multiply_transposed(grad, flat).split(ctx.rows) if any(needed[: len(ctx.rows)]) else nothing
         if not ctx.has_bias:
             return grad_x, None, *weights
         biases = add_columns(grad).split(ctx.rows) if any(needed[len(ctx.rows) :]) else nothing
