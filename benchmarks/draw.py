@@ -37,6 +37,7 @@ NAMES = {
     "Trainer, padded to 128": "the same, every row padded to 128 tokens",
     "Trainer, bf16": "`Trainer` with `bf16=True`",
     "Trainer, best options": "`Trainer` with the fastest of its options",
+    "Trainer, best, eager": 'the same, the model loaded with `attn_implementation="eager"`',
     "drop-in": "drop-in: the first script, its import changed",
     "drop-in, fast": 'drop-in with `headstart="fast"`',
     "headstart, fp32": "headstart, batch 8, float32",

@@ -48,13 +48,13 @@ def compute(
     q, k, v, grad_out = tensors
     rows, heads, length, dim = q.shape
     keys = KeyMask.of(mask, rows, length)
-    out, log_sums = attend(
+    out, statistics = attend(
         q, k, v, keys, scale=scale, drops=drops, causal=causal, window=window, num_queries=num_queries
     )
     grads = torch.empty((rows, length, 3, heads, dim), dtype=q.dtype)
     places = (grads[:, :, 0].transpose(1, 2), grads[:, :, 1].transpose(1, 2), grads[:, :, 2].transpose(1, 2))
     attend_backward(
-        grad_out, q, k, v, log_sums, keys, places,
+        grad_out, q, k, v, statistics, keys, places,
         scale=scale, drops=drops, causal=causal, window=window, num_queries=num_queries,
     )  # fmt: skip
     return out, *places

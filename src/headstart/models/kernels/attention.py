@@ -10,7 +10,6 @@ again in the backward pass, and the weights are computed again from the logarith
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any
 
@@ -121,7 +120,7 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
     @kernel(variant=read.__name__)
     def forward(
         chunk, worker, q, k, v, out, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-        out_batch, out_head, out_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
+        out_batch, out_head, out_row, statistics, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
         dim, scale, causal, window, keys, threshold, factor,
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
@@ -170,12 +169,13 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
                         weight = weight * keep_factors(drawn, lane, threshold, float_of(factor))
                     store(line, lane, weight)
                 weights = total(sum_of_lanes)
+                inverse = np.float32(1.0) / weights
                 if top <= np.float32(_NOTHING_SEEN) and weights == weights:  # no key to look at: 0, as PyTorch has it
-                    store_one(sums, index, np.float32(0.0))
-                    store_one(log_sums, chunk * length + query, np.float32(-_MASKED))
-                else:
-                    store_one(sums, index, np.float32(1.0) / weights)
-                    store_one(log_sums, chunk * length + query, top + np.float32(math.log(weights)))
+                    top, inverse = np.float32(0.0), np.float32(0.0)
+                store_one(sums, index, inverse)
+                # Not the logarithm of the sum, which would be a call of a function for each line.
+                store_one(statistics, 2 * (chunk * length + query), top)
+                store_one(statistics, 2 * (chunk * length + query) + 1, inverse)
             _multiply(scores, padded, 1, values, dim, count, outputs, dim, padded_rows, dim, 0)
             for index in range(rows):
                 factors = splat(load_one(sums, index))
@@ -202,7 +202,7 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
     def backward(
         chunk, worker, q, k, v, grad_out, grad_q, grad_k, grad_v, q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, go_batch, go_head, go_row, gq_batch, gq_head, gq_row, gk_batch, gk_head, gk_row,
-        gv_batch, gv_head, gv_row, log_sums, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
+        gv_batch, gv_head, gv_row, statistics, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
         dim, scale, causal, window, keys, threshold, factor,
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
@@ -243,7 +243,8 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
                 query = start + index
                 line, slope_line = scores + index * padded * 4, slopes + index * padded * 4
                 low, high = _first_key(query, window), _end_of_keys(query, count, causal, window)
-                log_sum = splat(load_one(log_sums, chunk * length + query))
+                tops = splat(load_one(statistics, 2 * (chunk * length + query)))
+                inverse = splat(load_one(statistics, 2 * (chunk * length + query) + 1))
                 drawn = split_key(split_key(number_at(keys, row), head), query) if threshold > -32768 else 0
                 products = nothing
                 for lane in range(0, padded, 16):
@@ -251,7 +252,7 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
                     if bias != 0:
                         score = score + load(bias, row * bias_row + lane)
                     score = select_between(lane, low, high, score, masked)
-                    weight = exp(score - log_sum)
+                    weight = exp(score - tops) * inverse
                     slope = load(slope_line, lane)
                     store(weights, lane, weight)
                     if threshold > -32768:
@@ -371,22 +372,22 @@ def attend(
         num_queries: the first ones, which are answered; the others get zeros. None is all.
 
     Returns:
-        The output, shape (B, heads, T, D) with memory laid out as (B, T, heads, D), and the logarithm of each query's
-        sum of weights, float32, shape (B, heads, T).
+        The output, shape (B, heads, T, D) with memory laid out as (B, T, heads, D), and of each query the largest score
+        and one over the sum of what the softmax divides, float32, shape (B, heads, T, 2).
     """
     batch, heads, length, dim = q.shape
     out = torch.empty((batch, length, heads, dim), dtype=q.dtype).transpose(1, 2)
-    log_sums = torch.empty((batch, heads, length), dtype=torch.float32)
+    statistics = torch.empty((batch, heads, length, 2), dtype=torch.float32)
     padded = -(-length // 16) * 16
     size = dim * padded * 3 + _BLOCK * (padded + dim + 1) + 16
     scratch = _scratch_area(size, batch * heads)
     _forward[q.dtype](
         batch * heads, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), *_strides(q), *_strides(k),
-        *_strides(v), *_strides(out), log_sums.data_ptr(), *mask.numbers(), scratch.data_ptr(), size, heads, length,
+        *_strides(v), *_strides(out), statistics.data_ptr(), *mask.numbers(), scratch.data_ptr(), size, heads, length,
         length if num_queries is None else num_queries, dim, bits_of(scale), int(causal),
         -1 if window is None else window, *drops.numbers(),
     )  # fmt: skip
-    return out, log_sums
+    return out, statistics
 
 
 def attend_backward(
@@ -394,7 +395,7 @@ def attend_backward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    log_sums: torch.Tensor,
+    statistics: torch.Tensor,
     mask: KeyMask,
     grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     *,
@@ -411,7 +412,7 @@ def attend_backward(
         q: what `attend` got, as all that is not said here.
         k: keys.
         v: values.
-        log_sums: as `attend` gave them.
+        statistics: as `attend` gave them.
         mask: keys that are there.
         grads: where those of `q`, `k` and `v` go; of any strides, but numbers of one head lie side by side.
         scale: of the scores.
@@ -427,7 +428,7 @@ def attend_backward(
     tensors = (q, k, v, grad_out, *grads)
     _backward[q.dtype](
         batch * heads, *(tensor.data_ptr() for tensor in tensors),
-        *(stride for tensor in tensors for stride in _strides(tensor)), log_sums.data_ptr(), *mask.numbers(),
+        *(stride for tensor in tensors for stride in _strides(tensor)), statistics.data_ptr(), *mask.numbers(),
         scratch.data_ptr(), size, heads, length, length if num_queries is None else num_queries, dim, bits_of(scale),
         int(causal), -1 if window is None else window, *drops.numbers(),
     )  # fmt: skip

@@ -60,17 +60,17 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: _Seen, scale: float, drops: Drops, num: int
     ) -> torch.Tensor:
-        out, log_sums = attend(
+        out, statistics = attend(
             q, k, v, seen.keys, scale=scale, drops=drops, causal=seen.causal, window=seen.window, num_queries=num
         )
-        ctx.save_for_backward(q, k, v, log_sums)
+        ctx.save_for_backward(q, k, v, statistics)
         ctx.rest = (seen, scale, drops, num)
         return out.transpose(1, 2)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, log_sums = ctx.saved_tensors
+        q, k, v, statistics = ctx.saved_tensors
         seen, scale, drops, num = ctx.rest
         batch, heads, length, dim = q.shape
         grad_out = gradients[0].to(q.dtype)
@@ -80,7 +80,7 @@ class _Attention(torch.autograd.Function):
         joined = torch.empty((batch, length, 3, heads, dim), dtype=q.dtype)
         grads = (joined[:, :, 0].transpose(1, 2), joined[:, :, 1].transpose(1, 2), joined[:, :, 2].transpose(1, 2))
         attend_backward(
-            grad_out.transpose(1, 2), q, k, v, log_sums, seen.keys, grads,
+            grad_out.transpose(1, 2), q, k, v, statistics, seen.keys, grads,
             scale=scale, drops=drops, causal=seen.causal, window=seen.window, num_queries=num,
         )  # fmt: skip
         return *grads, None, None, None, None

@@ -8,7 +8,8 @@ layer norms: three quarters of the layer's products) is computed for the first t
 
 The numbers that come out are the same, and so are their gradients: those of the other tokens were zero. It happens only
 inside a call of the whole model, which gives nothing but the head's answer, and not where hidden states are asked for,
-hooks look on, or layers are computed again for the backward pass.
+hooks look on, or layers are computed again for the backward pass. There the layer is computed whole, which rounds in
+another way: a hook that is there in some of a training's steps and not in others changes its last bits.
 """
 
 from __future__ import annotations
