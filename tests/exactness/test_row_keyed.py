@@ -316,7 +316,7 @@ def test_a_step_can_be_repeated_alone(settings: Settings, tmp_path: Path) -> Non
     )
     found, _ = compute_gradients(
         model.train(),
-        torch.optim.SGD(model.parameters(), lr=0.0),
+        plan.fast.optimizer,  # which measures the norm
         plan.batches.updates(epoch)[index],
         parts,
         LoopSettings(total_steps=24, seed=plan.recipe.train.seed, max_grad_norm=plan.recipe.optim.max_grad_norm),
