@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -113,6 +114,26 @@ def of_the_model_below(model: nn.Module) -> torch.Tensor:
     return model.bert(**make_batch("bert")).last_hidden_state  # type: ignore[no-any-return, operator, union-attr]
 
 
+def in_another_thread(model: nn.Module) -> torch.Tensor:
+    """While this one is inside the whole model."""
+    seen: list[torch.Tensor] = []
+    pooler = model.bert.pooler  # type: ignore[union-attr]
+    forward = type(pooler).forward
+
+    def meanwhile(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not seen and self is pooler:
+            thread = threading.Thread(target=lambda: seen.append(of_the_model_below(model)))
+            seen.append(hidden_states)  # not again inside the thread
+            thread.start()
+            thread.join()
+        return forward(self, hidden_states)  # type: ignore[no-any-return]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pooler), "forward", meanwhile)
+        model(**make_batch("bert"))
+    return seen[1]
+
+
 def by_hook(model: nn.Module) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     model.bert.encoder.register_forward_hook(  # type: ignore[operator, union-attr]
@@ -161,6 +182,19 @@ def test_who_looks_sees_all_tokens(look: Any) -> None:
     wanted = look(plain)
     assert found.shape == wanted.shape and found.shape[1] == LENGTH
     torch.testing.assert_close(found, wanted)
+
+
+def test_the_config_asks_where_the_argument_is_none() -> None:
+    models = pair("mpnet")
+    for model in models:
+        model.config.output_hidden_states = True  # type: ignore[union-attr]
+    wanted, found = (model(**make_batch("mpnet"), output_hidden_states=None).hidden_states[-1] for model in models)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_another_thread_sees_all_tokens() -> None:
+    plain, fast = pair()
+    torch.testing.assert_close(in_another_thread(fast), in_another_thread(plain))
 
 
 def test_layers_that_are_computed_again_are_left_whole() -> None:

@@ -54,8 +54,8 @@ class Part:
         on: whether it is in use.
         places: modules of the model that it computes.
         reason: why it is off; empty where it is on.
-        difference: of all parts up to this one from the model's own way in float32, on a probe: the larger one of
-            outputs and gradients, relative; None where nothing was compared.
+        difference: of the parts that were tried together from the model's own way in float32, on a probe: the larger
+            one of outputs and gradients, relative; None where nothing was compared.
     """
 
     name: str

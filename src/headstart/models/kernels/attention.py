@@ -2,8 +2,8 @@
 
 May import layers 0 and 1. One chunk is one head of one row: its queries, keys and values become float32 in a scratch
 area that stays in the core's own cache, and so do its scores, a block of queries at a time. What is dropped is drawn
-again in the backward pass, and the weights are computed again from the logarithm of their sum (Dao et al. 2022,
-"FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness").
+again in the backward pass, and the weights are computed again from each query's largest score and one over the sum
+(Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness").
 
     scores = scale * q k' + bias        weights = softmax(scores)        out = (keep * weights) v
 """

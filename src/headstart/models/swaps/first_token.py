@@ -14,6 +14,7 @@ another way: a hook that is there in some of a training's steps and not in other
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,18 +42,26 @@ class FirstToken:
 
     def __init__(self, watched: list[nn.Module]) -> None:
         self.watched = watched
-        self.is_enough = False
+        self._thread: int | None = None
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it may; only for the thread that called the whole model, others may call what is below its head."""
+        return self._thread == threading.get_ident()
 
     def begin(self, model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Decide for one call of the model (a hook before its forward pass)."""
-        asked = named.get("output_hidden_states", getattr(model.config, "output_hidden_states", False))
+        asked = named.get("output_hidden_states")
+        if asked is None:
+            asked = getattr(model.config, "output_hidden_states", False)
         looked_at = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
         recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.watched)
-        self.is_enough = not (asked or looked_at or recomputed or any(map(has_hooks, self.watched)))
+        is_seen = asked or looked_at or recomputed or any(map(has_hooks, self.watched))
+        self._thread = None if is_seen else threading.get_ident()
 
     def end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         """Forget it (a hook after the forward pass, also after one that failed)."""
-        self.is_enough = False
+        self._thread = None
 
 
 def _cut(state: FirstToken, module: nn.Module, *tensors: torch.Tensor) -> Any:
