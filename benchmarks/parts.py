@@ -11,9 +11,9 @@ order; "no parts" is headstart's loop with everything switched off (its dropout 
 beside "no parts", "all but it" beside "the whole".
 
 A part that needs another is measured with it, and left out with those that need it: bf16_weights, packed_weights,
-joined_qkv and lazy_rows need optimizer_pass; packed_weights and joined_qkv need bf16_weights. Batches of rows of like
-length, and memory that is kept while computing, are parts of the training and not of the model, and stand in the same
-table.
+joined_qkv and lazy_rows need optimizer_pass; packed_weights and joined_qkv need bf16_weights; whole_layers needs
+joined_qkv, attention, norms and gelu. Batches of rows of like length, and memory that is kept while computing, are
+parts of the training and not of the model, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ NEEDS = {
     "packed_weights": ("bf16_weights", "optimizer_pass"),
     "joined_qkv": ("bf16_weights", "optimizer_pass"),
     "lazy_rows": ("optimizer_pass",),
+    "whole_layers": ("bf16_weights", "joined_qkv", "attention", "norms", "gelu", "optimizer_pass"),
 }
 WARM_UP_BATCHES = 3
 
@@ -63,7 +64,8 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
 
     from headstart.recipe import FAST_PARTS
 
-    other = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "packed_weights", "joined_qkv")}[arguments.precision]
+    of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers")
+    other = {"bf16": ("onednn_float32",), "fp32": of_bfloat16}[arguments.precision]
     parts = [name for name in FAST_PARTS if name not in other]
     whole = replace(WHOLE, parts=frozenset(parts))
     settings = {"PyTorch": PLAIN, "no parts": NO_PARTS}

@@ -93,6 +93,7 @@ FAST_PARTS = (
     "norms",
     "gelu",
     "dropout",
+    "whole_layers",
     "first_token",
     "optimizer_pass",
     "lazy_rows",

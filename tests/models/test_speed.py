@@ -53,8 +53,10 @@ def test_each_switch_leaves_its_part_out_and_the_others_in(name: str, precision:
     assert not handle[name].on and handle[name].reason == "switched off" and handle[name].places == 0
     assert not swapped(model, name)
     assert (OWN_ATTENTION in model.__dict__) == (name != "attention")
-    needs = {"bf16": ("onednn_float32",), "fp32": ("bf16_weights", "packed_weights", "joined_qkv")}[precision]
+    of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers")
+    needs = {"bf16": ("onednn_float32",), "fp32": of_bfloat16}[precision]
     needs += ("packed_weights", "joined_qkv") if name == "bf16_weights" else ()
+    needs += ("whole_layers",) if name in ("bf16_weights", "joined_qkv", "attention", "norms", "gelu") else ()
     needs += () if PACKS else ("packed_weights",)
     assert {part.name for part in handle.parts if not part.on} == {name, *needs}
     assert (handle.copies is None) == (precision == "fp32" or name == "bf16_weights")
@@ -91,6 +93,7 @@ def test_places_are_the_modules_that_are_really_computed() -> None:
         "norms": 9,
         "gelu": 2,
         "dropout": 8,
+        "whole_layers": 2,
         "first_token": 1,
     }
     assert all(part.difference is not None and part.difference < 0.1 for part in handle.parts if part.on)

@@ -40,6 +40,7 @@ PARTS = {
     "norms": "linear layer, dropout, residual and layer norm in one pass",
     "gelu": "GELU and its slope in one pass",
     "dropout": "dropout drawn and applied in one pass",
+    "whole_layers": "a layer of BERT's kind as one function, with the same bits",
     "first_token": "what follows the last attention for the first token alone, where the head reads no other",
 }
 """The parts that change how a model computes, and what each does."""
@@ -203,12 +204,15 @@ def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> li
     probe = Probe(model, handle.precision)
     handle.own_difference = probe.own.whole
     products = Products(result=probe.dtype)
-    names = [name for name in PARTS if wanted[name] and name != FIRST_TOKEN] if not probe.obstacle else []
+    late = ("whole_layers", FIRST_TOKEN)  # built on the others
+    names = [name for name in PARTS if wanted[name] and name not in late] if not probe.obstacle else []
     found = _try(model, names, products, handle, probe) if names else {}
     if found is None:  # one after the other, to see which one it is
         found = {}
         for name in names:
             found.update(_try(model, [name], products, handle, probe) or {})
+    if wanted["whole_layers"] and not probe.obstacle:
+        found.update(_try(model, ["whole_layers"], products, handle, probe) or {})
     if wanted[FIRST_TOKEN] and not probe.obstacle:
         with _copies_in_use(products):
             of_head = Probe(model, handle.precision, with_head=True)

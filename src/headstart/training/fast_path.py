@@ -108,7 +108,7 @@ def _join(handle: SpeedUp, optimizer: torch.optim.Optimizer, adds_gradients: boo
                 parameter.grad_dtype = torch.bfloat16
     found = {part.name: part for part in [*handle.parts, *optimizer_parts(optimizer)]}
     if handle.copies is not None and not handle.copies.kept_by_optimizer:
-        for name in ("bf16_weights", "packed_weights", "joined_qkv"):
+        for name in ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers"):
             if found[name].on:
                 found[name] = replace(found[name], on=False, places=0, reason="needs optimizer_pass")
     return FastPath(optimizer, [found[name] for name in FAST_PARTS], handle)

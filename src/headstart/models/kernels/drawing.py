@@ -14,7 +14,7 @@ from numba import njit
 from headstart.models.kernels.launch import bits_of
 from headstart.models.random_bits import LEVELS
 
-__all__ = ["Drops", "split_key"]
+__all__ = ["NO_DROPS", "Drops", "split_key"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -52,3 +52,7 @@ class Drops:
         """Give what kernels take: the keys' address, the largest dropped sixteen bits + 1, the factor of the kept."""
         level = self.level
         return self.keys.data_ptr(), level - LEVELS // 2, bits_of(LEVELS / (LEVELS - level) if level < LEVELS else 0.0)
+
+
+NO_DROPS = Drops(torch.zeros(1, dtype=torch.int64), 0.0)
+"""Nothing is dropped."""

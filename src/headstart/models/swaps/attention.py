@@ -18,19 +18,18 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.attention import KeyMask, attend, attend_backward
-from headstart.models.kernels.drawing import Drops
+from headstart.models.kernels.drawing import NO_DROPS, Drops
 from headstart.models.swaps.first_token import num_queries
 from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.swaps.varlen import attend_unpadded, is_padded_on_the_right, takes_unpadded
 
-__all__ = ["NAME", "OwnAttention", "register"]
+__all__ = ["NAME", "UNKNOWN", "OwnAttention", "register"]
 
 NAME = "headstart"
 """What the attention is called in transformers' interfaces."""
 
-_NO_DROPS = Drops(torch.zeros(1, dtype=torch.int64), 0.0)
-# What a model may hand over that changes the scores, and that the kernels do not know.
-_UNKNOWN = ("position_bias", "softcap", "s_aux", "cache", "block_table")
+UNKNOWN = ("position_bias", "softcap", "s_aux", "cache", "block_table")
+"""What a model may hand over that changes the scores, and that the kernels do not know."""
 
 
 class OwnAttention:
@@ -106,7 +105,7 @@ def _obstacle(
         return f"a head of {query.shape[-1]} numbers is not a multiple of 16"
     if query.numel() == 0:
         return "the batch is empty"
-    for name in _UNKNOWN:
+    for name in UNKNOWN:
         if kwargs.get(name) is not None:
             return f"attention takes a {name.replace('_', ' ')}"
     if kwargs.get("output_attentions"):
@@ -162,7 +161,7 @@ def attention_forward(
         padding, is_causal = getattr(attention_mask, "headstart_padding", (None, is_causal))
         return attend_unpadded(query, key, value, padding, scale=scale, causal=is_causal), None
     seen = getattr(attention_mask, "headstart_seen", None) or _Seen(KeyMask.of(None, batch, length), is_causal, None)
-    drops = Drops(draw_row_keys(module, batch), dropout) if dropout else _NO_DROPS
+    drops = Drops(draw_row_keys(module, batch), dropout) if dropout else NO_DROPS
     out: torch.Tensor = call(_Attention, query, key, value, seen, scale, drops, num_queries(module, length))
     return out, None
 

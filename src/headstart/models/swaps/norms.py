@@ -13,14 +13,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from headstart.models.dropout import draw_row_keys, has_row_keys
-from headstart.models.kernels.drawing import Drops
+from headstart.models.kernels.drawing import NO_DROPS, Drops
 from headstart.models.kernels.elementwise import drop_add_norm, drop_add_norm_backward
 from headstart.models.swaps.products import Operands, Products, keep, kept, multiply, multiply_transposed
 from headstart.models.swaps.swap import call, has_hooks, is_ours_or_own, note, unwatched
 
-__all__ = ["kernel_obstacle", "layer_norm", "project_and_add"]
-
-_NO_DROPS = Drops(torch.zeros(1, dtype=torch.int64), 0.0)
+__all__ = ["kernel_obstacle", "layer_norm", "norm_obstacle", "project_and_add"]
 
 
 @unwatched
@@ -43,7 +41,8 @@ def kernel_obstacle(x: torch.Tensor, *, any_width: bool = False) -> str:
 
 
 @unwatched
-def _norm_obstacle(norm: nn.Module, x: torch.Tensor) -> str:
+def norm_obstacle(norm: nn.Module, x: torch.Tensor) -> str:
+    """Say why the kernels do not take a layer norm of a tensor; empty where they do."""
     weight, bias = norm.weight, norm.bias
     if not isinstance(weight, torch.Tensor) or norm.normalized_shape != (x.shape[-1],):
         return "the layer norm has no weight, or several axes"
@@ -60,7 +59,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1]).contiguous()
-        out, statistics = drop_add_norm(flat, None, weight, bias, epsilon, len(flat), _NO_DROPS)
+        out, statistics = drop_add_norm(flat, None, weight, bias, epsilon, len(flat), NO_DROPS)
         ctx.save_for_backward(flat, weight, statistics)
         return out.view(x.shape)
 
@@ -69,13 +68,13 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, weight, statistics = ctx.saved_tensors
         grad = gradients[0].reshape(flat.shape).to(flat.dtype).contiguous()
-        grad_x, _, sums = drop_add_norm_backward(grad, flat, weight, statistics, len(flat), _NO_DROPS)
+        grad_x, _, sums = drop_add_norm_backward(grad, flat, weight, statistics, len(flat), NO_DROPS)
         return grad_x.view(gradients[0].shape), sums[0], sums[1], None
 
 
 def layer_norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     """Stand for `nn.LayerNorm.forward`."""
-    obstacle = _norm_obstacle(module, x)
+    obstacle = norm_obstacle(module, x)
     note("norms", module, obstacle)
     if obstacle:
         return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
@@ -151,7 +150,7 @@ def project_and_add(
         return norm(dropout(dense(hidden_states)) + input_tensor)  # type: ignore[operator, no-any-return]
     assert isinstance(dense, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(dropout, nn.Dropout)
     probability = dropout.p if dropout.training else 0.0
-    drops = Drops(draw_row_keys(dropout, len(input_tensor)), probability) if probability else _NO_DROPS
+    drops = Drops(draw_row_keys(dropout, len(input_tensor)), probability) if probability else NO_DROPS
     out: torch.Tensor = call(
         _ProjectAndAdd,
         hidden_states,
@@ -177,4 +176,4 @@ def _together_obstacle(module: nn.Module, residual: torch.Tensor) -> str:
             return f"{name} is not PyTorch's own, or has hooks"
     if residual.ndim != 3 or not has_row_keys(len(residual)):
         return "the tensors have no rows of tokens"
-    return _norm_obstacle(module.LayerNorm, residual)  # type: ignore[arg-type]
+    return norm_obstacle(module.LayerNorm, residual)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from headstart.models.swaps.products import (
     parameters_of,
 )
 from headstart.models.swaps.swap import OWN_ATTENTION, Swap, Usage, find_plain, give_attention_back, swap, take_out
+from headstart.models.swaps.whole_layers import attach_whole_layers
 from headstart.models.working_copies import WorkingCopies
 
 __all__ = ["attach", "detach", "keep_what_is_used"]
@@ -186,6 +187,10 @@ def _attach_dropout(model: nn.Module, products: Products, precision: str) -> str
     return "" if found else "the model has no dropout modules"
 
 
+def _attach_whole_layers(model: nn.Module, products: Products, precision: str) -> str:
+    return attach_whole_layers(model, products)
+
+
 def _attach_first_token(model: nn.Module, products: Products, precision: str) -> str:
     return attach_first_token(model)
 
@@ -199,6 +204,7 @@ _ATTACHERS = {
     "norms": _attach_norms,
     "gelu": _attach_gelu,
     "dropout": _attach_dropout,
+    "whole_layers": _attach_whole_layers,
     "first_token": _attach_first_token,
 }
 

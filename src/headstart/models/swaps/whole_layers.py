@@ -1,0 +1,358 @@
+"""A whole layer of BERT's kind as one function, so that a step asks Python less often.
+
+May import layers 0 and 1. It calls the kernels that the parts of a layer call, in their order, and gives the same bits:
+what is saved is a fifth of a small batch's time, which modules, views and autograd's nodes between the kernels take.
+
+    qkv = x Wqkv' + b                a = attend(qkv)        y = norm(x + drop(a Wo' + b))
+    h = gelu(y Wi' + b)              out = norm(y + drop(h Wp' + b))
+
+It stands for source text that it knows by its hash: that of BERT, which RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT and
+others have word by word. Where a module in the layer was replaced, has hooks, or is asked for what only it could give,
+the layer's modules are called as they always were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as torch_module
+
+from headstart.models.dropout import draw_row_keys, has_row_keys
+from headstart.models.kernels.attention import KeyMask, attend, attend_backward
+from headstart.models.kernels.drawing import NO_DROPS, Drops
+from headstart.models.kernels.elementwise import (
+    add_columns,
+    drop_add_norm,
+    drop_add_norm_backward,
+    gelu,
+    gelu_backward,
+)
+from headstart.models.swaps.attention import NAME, UNKNOWN
+from headstart.models.swaps.first_token import num_queries
+from headstart.models.swaps.norms import norm_obstacle
+from headstart.models.swaps.products import (
+    Operands,
+    Products,
+    computes_in_bfloat16,
+    multiply,
+    multiply_transposed,
+)
+from headstart.models.swaps.swap import Swap, call, has_hooks, note, swap, unwatched
+
+__all__ = ["PART", "attach_whole_layers"]
+
+PART = "whole_layers"
+
+# The functions that a layer is made of, by the ends of their classes' names, and what their text hashes to.
+_TEXT = (
+    ("Layer", "forward"),
+    ("Layer", "feed_forward_chunk"),
+    ("Attention", "forward"),
+    ("SelfAttention", "forward"),
+    ("SelfOutput", "forward"),
+    ("Intermediate", "forward"),
+    ("Output", "forward"),
+)
+_KNOWN = "f23897991174019faa2e0fa5c94a11d9dd6e731cf893225bc9204a1afa6f8cac"
+# What a child computes by if it is as it was: a swap, or its class.
+_OURS = (Swap, type(None))
+
+
+def attach_whole_layers(model: nn.Module, products: Products) -> str:
+    """Put it in where the model has such layers, whose parts are all in use; give the reason where there are none."""
+    if products.copies is None:
+        return "needs bf16_weights"
+    found = [module for module in model.modules() if _is_known(module)]
+    if not found:
+        return "the model has no layers of BERT's kind"
+    obstacles = [_attach(module, products) for module in found]
+    return "" if "" in obstacles else obstacles[0]
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Say whether a module is one that `whole_layer` stands for, by its class's words."""
+    kind = type(module)
+    family = kind.__name__.removesuffix("Layer")
+    is_layer = kind.__module__.startswith("transformers.models.") and family != kind.__name__
+    if not is_layer or "forward" in module.__dict__:
+        return False
+    scope = inspect.getmodule(kind)
+    try:
+        if not _has_own_children(module, scope, family):
+            return False
+        functions = [getattr(getattr(scope, family + end), name) for end, name in _TEXT]
+        text = "".join(inspect.getsource(function) for function in functions)
+    except (AttributeError, OSError, TypeError):
+        return False
+    # Names of the family, comments and where lines break differ from one to another.
+    words = re.sub(r"#.*|\s", "", text.replace(family, "")).replace(",)", ")")
+    return hashlib.sha256(words.encode()).hexdigest() == _KNOWN
+
+
+def _has_own_children(module: Any, scope: Any, family: str) -> bool:
+    """Say whether the modules in a layer are of the family's own classes, none of which computes in another way."""
+    children = {
+        "Attention": module.attention,
+        "SelfAttention": module.attention.self,
+        "SelfOutput": module.attention.output,
+        "Intermediate": module.intermediate,
+        "Output": module.output,
+    }
+    return all(type(child) is getattr(scope, family + end) for end, child in children.items())
+
+
+def _attach(module: nn.Module, products: Products) -> str:
+    """Put it in one layer; give the reason where a part that it needs is not in use there."""
+    layer = _Layer(module, products)
+    needed = {
+        "bf16_weights": layer.linears[3:],
+        "joined_qkv": layer.linears[:3],
+        "norms": layer.blocks,
+        "gelu": (layer.activation,),
+    }
+    for part, modules in needed.items():
+        if any(getattr(one.__dict__.get("forward"), "part", None) != part for one in modules):
+            return f"needs {part}"
+    if layer.attention.config._attn_implementation != NAME:
+        return "needs attention"
+    if any(one.bias is None for one in (*layer.linears, *(block.LayerNorm for block in layer.blocks))):
+        return "a module of its layers has no bias"
+    layer.is_last = layer.blocks[1].__dict__["forward"].args[2]
+    swap(PART, module, whole_layer, module, layer)
+    return ""
+
+
+class _Layer:
+    """What a layer is computed with.
+
+    Args:
+        module: the layer.
+        products: whose copies hold its weights.
+
+    Attributes:
+        is_last: what it gives is in the dtype that the model's own way gives.
+    """
+
+    def __init__(self, module: Any, products: Products) -> None:
+        self.products, self.is_last = products, False
+        own, out, inner, last = module.attention.self, module.attention.output, module.intermediate, module.output
+        self.attention, self.blocks, self.activation = own, (out, last), inner.intermediate_act_fn
+        self.linears = (own.query, own.key, own.value, out.dense, inner.dense, last.dense)
+        # Parent's children, name and child, of every module that is not called: somebody may put another one there.
+        self.places = [
+            (parent._modules, name, child) for parent in module.modules() for name, child in parent._modules.items()
+        ]
+
+
+class _Call(NamedTuple):
+    """What one call of a layer is computed with, besides its input and its parameters."""
+
+    qkv: Operands
+    out: Operands
+    inner: Operands
+    last: Operands
+    keys: KeyMask
+    causal: bool
+    window: int | None
+    scale: float
+    heads: int
+    epsilons: tuple[float, float]
+    drops: tuple[Drops, Drops, Drops]
+    approximate: bool
+    has_backward: bool
+    result: torch.dtype
+
+
+def whole_layer(
+    module: nn.Module,
+    layer: _Layer,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    encoder_hidden_states: torch.Tensor | None = None,
+    encoder_attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Stand for the forward pass of a layer."""
+    obstacle = "it has a cache, or other hidden states to look at"
+    if past_key_values is None and encoder_hidden_states is None:
+        obstacle = _obstacle(module, layer, hidden_states, attention_mask, kwargs)
+    note(PART, module, obstacle)
+    if obstacle:
+        out: torch.Tensor = type(module).forward(
+            module,
+            hidden_states,
+            attention_mask,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return out
+    out = call(_WholeLayer, hidden_states, _prepare(layer, hidden_states, attention_mask), *_parameters(layer))
+    return out
+
+
+@unwatched
+def _obstacle(module: Any, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any]) -> str:
+    """Say why the layer's modules have to be called; empty where they need not."""
+    own, copies = layer.attention, layer.products.copies
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "hooks look on"
+    for children, name, child in layer.places:
+        # Somebody may have put an adapter, a hook or a function of his own there since.
+        if children.get(name) is not child or not isinstance(child.__dict__.get("forward"), _OURS) or has_hooks(child):
+            return f"{name} is not the model's own, or has hooks"
+    if not computes_in_bfloat16() or copies is None or not copies.covers(*_weights(layer)):
+        return "its linear layers are computed by PyTorch"
+    asked = kwargs.get("output_attentions") or any(kwargs.get(name) is not None for name in (*UNKNOWN, "is_causal"))
+    if own.config._attn_implementation != NAME or asked:
+        return "another attention is asked for, or its weights"
+    if mask is None and own.is_causal:
+        return "no mask says which keys are seen"
+    if mask is not None and not hasattr(mask, "headstart_seen"):
+        return "the mask is not made by transformers' interface"
+    if module.chunk_size_feed_forward or (module.gradient_checkpointing and module.training):
+        return "it is computed in pieces, or again in the backward pass"
+    if x.ndim != 3 or own.attention_head_size % 16 or not has_row_keys(len(x)):
+        return "the tensors have no rows of tokens"
+    if num_queries(own, x.shape[1]) != x.shape[1]:
+        return "the first token is enough"
+    for block in layer.blocks:
+        obstacle = norm_obstacle(block.LayerNorm, x)
+        if obstacle:
+            return obstacle
+    return ""
+
+
+def _weights(layer: _Layer) -> list[torch.Tensor]:
+    return [parameter for module in layer.linears for parameter in (module.weight, module.bias)]
+
+
+def _parameters(layer: _Layer) -> list[torch.Tensor]:
+    """Give what gets gradients, in the order in which `_WholeLayer` gives them."""
+    joined, (out, inner, last) = layer.linears[:3], layer.linears[3:]
+    norms = [block.LayerNorm for block in layer.blocks]
+    return [
+        *(module.weight for module in joined),
+        *(module.bias for module in joined),
+        *(value for module in (out, norms[0], inner, last, norms[1]) for value in (module.weight, module.bias)),
+    ]
+
+
+@unwatched
+def _prepare(layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> _Call:
+    own, copies = layer.attention, layer.products.copies
+    assert copies is not None
+    batch, length, _ = x.shape
+
+    def drops(module: nn.Module, dropout: Any, is_on: bool) -> Drops:
+        return Drops(draw_row_keys(module, batch), dropout.p) if is_on and dropout.p else NO_DROPS
+
+    joined = layer.linears[:3]
+    out, inner, last = (Operands(*copies.operands(one.weight), copies.of(one.bias)) for one in layer.linears[3:])
+    seen = None if mask is None else mask.headstart_seen  # type: ignore[attr-defined]
+    dropped = [(block.dropout, block.dropout, block.dropout.training) for block in layer.blocks]
+    return _Call(
+        qkv=Operands(*copies.operands(*(one.weight for one in joined)), copies.of(*(one.bias for one in joined))),
+        out=out,
+        inner=inner,
+        last=last,
+        keys=KeyMask.of(None, batch, length) if seen is None else seen.keys,
+        causal=seen is not None and seen.causal,
+        window=None if seen is None else seen.window,
+        scale=float(own.scaling),
+        heads=own.num_attention_heads,
+        epsilons=(layer.blocks[0].LayerNorm.eps, layer.blocks[1].LayerNorm.eps),
+        drops=(drops(own, own.dropout, own.training), drops(*dropped[0]), drops(*dropped[1])),
+        approximate=layer.activation.__dict__["forward"].args[1],
+        has_backward=torch.is_grad_enabled(),
+        result=layer.products.result if layer.is_last else torch.bfloat16,
+    )
+
+
+class _WholeLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, how: _Call, *parameters: torch.Tensor) -> torch.Tensor:
+        *_, out_norm, out_shift, _, _, _, _, last_norm, last_shift = parameters
+        batch, length, width = x.shape
+        flat = x.reshape(-1, width).to(torch.bfloat16).contiguous()
+        qkv = multiply(flat, how.qkv.forward, how.qkv.bias)
+        attended, statistics = attend(
+            *_heads(qkv, batch, how.heads), how.keys,
+            scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
+        )  # fmt: skip
+        attended = attended.transpose(1, 2).view(len(flat), -1)
+        first = multiply(attended, how.out.forward, how.out.bias)
+        middle, first_statistics = drop_add_norm(
+            first, flat, out_norm, out_shift, how.epsilons[0], length, how.drops[1]
+        )
+        inner = multiply(middle, how.inner.forward, how.inner.bias)
+        slopes = torch.empty_like(inner) if how.has_backward else None
+        activated = gelu(inner, slopes, approximate=how.approximate)
+        second = multiply(activated, how.last.forward, how.last.bias)
+        out, second_statistics = drop_add_norm(
+            second, middle, last_norm, last_shift, how.epsilons[1], length, how.drops[2]
+        )
+        ctx.how, ctx.shape, ctx.dtype = how, x.shape, x.dtype
+        ctx.save_for_backward(
+            flat, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated, second,
+            second_statistics, last_norm,
+        )  # fmt: skip
+        return out.view(x.shape).to(how.result)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (
+            flat, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated, second,
+            second_statistics, last_norm,
+        ) = ctx.saved_tensors  # fmt: skip
+        how, (batch, length, _) = ctx.how, ctx.shape
+        needs_x, _, *needed = ctx.needs_input_grad
+
+        def weight(index: int, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+            return multiply_transposed(grad, x) if needed[index] else None
+
+        grad = gradients[0].reshape(flat.shape).to(flat.dtype).contiguous()
+        grad_rest, grad, of_second = drop_add_norm_backward(
+            grad, second, last_norm, second_statistics, length, how.drops[2]
+        )
+        last_weight = weight(12, grad, activated)
+        grad = gelu_backward(multiply(grad, how.last.backward), slopes)
+        inner_weight, inner_bias = weight(10, grad, middle), add_columns(grad)
+        grad = multiply(grad, how.inner.backward).add_(grad_rest)
+        grad_rest, grad, of_first = drop_add_norm_backward(
+            grad, first, out_norm, first_statistics, length, how.drops[1]
+        )
+        out_weight = weight(6, grad, attended)
+        grad = multiply(grad, how.out.backward).view(batch, length, how.heads, -1)
+        joined = torch.empty_like(qkv)
+        attend_backward(
+            grad.transpose(1, 2), *_heads(qkv, batch, how.heads), statistics, how.keys,
+            _heads(joined, batch, how.heads),
+            scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
+        )  # fmt: skip
+        grad_x = None
+        if needs_x:
+            # Added in the input's dtype, as autograd adds what comes back on two ways.
+            grad_x = multiply(joined, how.qkv.backward).to(ctx.dtype).add_(grad_rest).view(ctx.shape)
+        parts = joined.shape[1] // 3
+        weights = multiply_transposed(joined, flat).split(parts) if any(needed[:3]) else (None,) * 3
+        return (
+            grad_x, None, *weights, *add_columns(joined).split(parts),
+            out_weight, of_first[2], of_first[0], of_first[1], inner_weight, inner_bias,
+            last_weight, of_second[2], of_second[0], of_second[1],
+        )  # fmt: skip
+
+
+def _heads(joined: torch.Tensor, batch: int, heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give queries, keys and values, each (B, heads, T, D), that lie side by side in the lines of one matrix."""
+    parts = joined.view(batch, -1, 3, heads, joined.shape[1] // (3 * heads))
+    return parts[:, :, 0].transpose(1, 2), parts[:, :, 1].transpose(1, 2), parts[:, :, 2].transpose(1, 2)
