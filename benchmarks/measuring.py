@@ -202,6 +202,16 @@ def draw_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(titles), f"|{'|'.join(rule)}|", *map(line, body)])
 
 
+def shorten_path(argument: str) -> str:
+    """Give the last folder and the name of a file, which say more to others than where it lies on this machine.
+
+    Example:
+        >>> shorten_path("/data/mrpc/train.jsonl"), shorten_path("--rounds"), shorten_path("mrpc/train.jsonl")
+        ('mrpc/train.jsonl', '--rounds', 'mrpc/train.jsonl')
+    """
+    return "/".join(Path(argument).parts[-2:]) if Path(argument).is_absolute() else argument
+
+
 def tell(
     arguments: argparse.Namespace, script: str, settings: Mapping[str, Any], tables: Mapping[str, Any], told: str
 ) -> None:
@@ -226,7 +236,7 @@ def tell(
         "benchmark": name,
         "form": form_of(arguments),
         "date": date,
-        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *map(shorten_path, sys.argv[1:])]),
         "machine": machine,
         "versions": versions,
         "settings": dict(settings),
