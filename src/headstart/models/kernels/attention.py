@@ -1,9 +1,11 @@
 """Attention over rows of a few hundred tokens, forward and backward, without a matrix of weights in memory.
 
-May import layers 0 and 1. One chunk is one head of one row: its queries, keys and values become float32 in a scratch
-area that stays in the core's own cache, and so do its scores, a block of queries at a time. What is dropped is drawn
-again in the backward pass, and the weights are computed again from each query's largest score and one over the sum
-(Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness").
+May import layers 0 and 1. One chunk is one head of one row: its queries, keys and values are laid out in a scratch area
+that stays in the core's own cache, and so are its scores, a block of queries at a time. They become float32 there, or
+stay pairs of bfloat16 numbers where the processor multiplies such pairs; weights are rounded to bfloat16 then before
+they multiply values. Scores, sums and the softmax are float32 always. What is dropped is drawn again in the backward
+pass, and the weights are computed again from each query's largest score and one over the sum (Dao et al. 2022,
+"FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness").
 
     scores = scale * q k' + bias        weights = softmax(scores)        out = (keep * weights) v
 """
@@ -17,9 +19,10 @@ import numpy as np
 import torch
 from numba import njit
 
-from headstart.models.kernels.blocks import multiply_tile, transpose_block
+from headstart.models.kernels.blocks import interleave, multiply_pairs_tile, multiply_tile, transpose_block
 from headstart.models.kernels.drawing import Drops, split_key
 from headstart.models.kernels.launch import Kernel, bits_of, float_of, kernel, num_workers, number_at
+from headstart.models.kernels.lowering import multiplies_bfloat16
 from headstart.models.kernels.vectors import (
     add_product,
     exp,
@@ -44,30 +47,35 @@ _MASKED = -1e30  # finite, so that what is subtracted from itself gives no NaN
 _NOTHING_SEEN = -1e29
 
 
-@njit
-def _multiply(a, a_row, a_step, b, b_row, depth, out, out_row, rows, columns, add):
-    """Multiply matrices tile by tile: `columns` is a multiple of 16, `rows` of 8."""
-    column = 0
-    while column + 64 <= columns:
-        for row in range(0, rows, 4):
-            multiply_tile(
-                4, 4, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
-                out + (row * out_row + column) * 4, out_row, add,
-            )  # fmt: skip
-        column += 64
-    while column + 32 <= columns:
-        for row in range(0, rows, 8):
-            multiply_tile(
-                8, 2, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
-                out + (row * out_row + column) * 4, out_row, add,
-            )  # fmt: skip
-        column += 32
-    if column < columns:
-        for row in range(0, rows, 8):
-            multiply_tile(
-                8, 1, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
-                out + (row * out_row + column) * 4, out_row, add,
-            )  # fmt: skip
+def _make_multiply(tile: Any) -> Any:
+    """Make what multiplies matrices; all places and distances count words."""
+
+    @njit
+    def multiply(a, a_row, a_step, b, b_row, depth, out, out_row, rows, columns, add):
+        """Multiply matrices tile by tile: `columns` is a multiple of 16, `rows` of 8."""
+        column = 0
+        while column + 64 <= columns:
+            for row in range(0, rows, 4):
+                tile(
+                    4, 4, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
+                    out + (row * out_row + column) * 4, out_row, add,
+                )  # fmt: skip
+            column += 64
+        while column + 32 <= columns:
+            for row in range(0, rows, 8):
+                tile(
+                    8, 2, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
+                    out + (row * out_row + column) * 4, out_row, add,
+                )  # fmt: skip
+            column += 32
+        if column < columns:
+            for row in range(0, rows, 8):
+                tile(
+                    8, 1, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
+                    out + (row * out_row + column) * 4, out_row, add,
+                )  # fmt: skip
+
+    return multiply
 
 
 @njit(inline="always")
@@ -101,23 +109,64 @@ def _end_of_keys(query, keys, causal, window):
     return min(end, query + window + 1) if window >= 0 else end
 
 
-def _make_fill(read: Any) -> Any:
-    """Make what reads lines into the scratch area, as float32."""
+class _Form:
+    """How numbers lie in the scratch area, and what multiplies them there.
 
-    @njit(inline="always")
-    def fill(target, source, row_stride, rows, dim, factor):
-        factors = splat(factor)
-        for row in range(rows):
-            for lane in range(0, dim, 16):
-                store(target, row * dim + lane, read(source, row * row_stride + lane) * factors)
+    Args:
+        name: of the kernels' variant.
+        size: bytes of a number in the tensors.
+        per_word: numbers in a word of the scratch area, neighbours along the sum of a product.
+        read: reads sixteen words' worth of numbers of the tensors, as they lie in the scratch area.
+        write: writes sixteen float32 numbers to the tensors.
+    """
 
-    return fill
+    def __init__(self, name: str, size: int, per_word: int, read: Any, write: Any) -> None:
+        self.name, self.size, self.per_word, self.read, self.write = name, size, per_word, read, write
+        self.multiply = _make_multiply(multiply_tile if per_word == 1 else multiply_pairs_tile)
+        self.put = store if per_word == 1 else store_bfloat16
+
+    def make_take(self) -> Any:
+        """Make what lays out lines of a tensor one after the other, and zeros behind them up to `padded` lines."""
+        read, size, per_word = self.read, self.size, self.per_word
+
+        @njit(inline="always")
+        def take(target, source, row_stride, rows, padded, dim):
+            words = dim // per_word
+            for row in range(rows):
+                line = source + row * row_stride * size
+                for lane in range(0, words, 16):
+                    store(target, row * words + lane, read(line, lane))
+            _fill_zero(target, rows * words, padded * words)
+
+        return take
+
+    def make_pair(self) -> Any:
+        """Make what puts pairs of lines into words, where a word holds two; gives where they lie."""
+        if self.per_word == 1:
+
+            @njit(inline="always")
+            def pair(source, target, lines, width):
+                return source
+
+        else:
+
+            @njit(inline="always")
+            def pair(source, target, lines, width):
+                for line in range(0, lines, 2):
+                    for lane in range(0, width, 16):
+                        interleave(
+                            source, line * width + lane, (line + 1) * width + lane, target, line // 2 * width + lane
+                        )
+                return target
+
+        return pair
 
 
-def _make_forward(read: Any, write: Any, size: int) -> Kernel:
-    fill = _make_fill(read)
+def _make_forward(form: _Form) -> Kernel:
+    write, put, size, per_word = form.write, form.put, form.size, form.per_word
+    multiply, take, pair = form.multiply, form.make_take(), form.make_pair()
 
-    @kernel(variant=read.__name__)
+    @kernel(variant=form.name)
     def forward(
         chunk, worker, q, k, v, out, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
         out_batch, out_head, out_row, statistics, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
@@ -125,34 +174,45 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
         count = number_at(num_keys, row)
-        padded = _round_up(count, 16)
+        padded, words = _round_up(count, 16), dim // per_word
         queries = scratch + worker * scratch_size * 4
-        keys_across = queries + _round_up(length, 16) * dim * 4
-        values = keys_across + padded * dim * 4
-        scores = values + padded * dim * 4
-        sums = scores + _BLOCK * padded * 4
+        keys_across = queries + _round_up(length, 16) * words * 4
+        taken = keys_across + padded * words * 4
+        paired = taken + padded * words * 4
+        scores = paired + padded * words * 4
+        weights = scores + _BLOCK * padded * 4
+        sums = weights + _BLOCK * padded // per_word * 4
         outputs = sums + _BLOCK * 4
-        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, dim, float_of(scale))
-        _fill_zero(queries, asked * dim, _round_up(asked, 8) * dim)
-        fill(values, k + (row * k_batch + head * k_head) * size, k_row, count, dim, np.float32(1.0))
-        _fill_zero(values, count * dim, padded * dim)
-        _transpose(values, keys_across, padded, dim)
-        fill(values, v + (row * v_batch + head * v_head) * size, v_row, count, dim, np.float32(1.0))
-        masked = splat(np.float32(_MASKED))
+        take(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, _round_up(asked, 8), dim)
+        take(taken, k + (row * k_batch + head * k_head) * size, k_row, count, padded, dim)
+        _transpose(taken, keys_across, padded, words)
+        take(taken, v + (row * v_batch + head * v_head) * size, v_row, count, padded, dim)
+        values = pair(taken, paired, padded, dim)
+        masked, scales = splat(np.float32(_MASKED)), splat(float_of(scale))
         place = out + (row * out_batch + head * out_head) * size
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
-            _multiply(
-                queries + start * dim * 4, dim, 1, keys_across, padded, dim, scores, padded, padded_rows, padded, 0
+            multiply(
+                queries + start * words * 4,
+                words,
+                1,
+                keys_across,
+                padded,
+                words,
+                scores,
+                padded,
+                padded_rows,
+                padded,
+                0,
             )
             for index in range(rows):
                 query = start + index
-                line = scores + index * padded * 4
+                line, weight_line = scores + index * padded * 4, weights + index * padded // per_word * 4
                 low, high = _first_key(query, window), _end_of_keys(query, count, causal, window)
                 highest = masked
                 for lane in range(0, padded, 16):
-                    score = load(line, lane)
+                    score = load(line, lane) * scales
                     if bias != 0:
                         score = score + load(bias, row * bias_row + lane)
                     score = select_between(lane, low, high, score, masked)
@@ -167,16 +227,18 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
                     sum_of_lanes = sum_of_lanes + weight
                     if threshold > -32768:
                         weight = weight * keep_factors(drawn, lane, threshold, float_of(factor))
-                    store(line, lane, weight)
-                weights = total(sum_of_lanes)
-                inverse = np.float32(1.0) / weights
-                if top <= np.float32(_NOTHING_SEEN) and weights == weights:  # no key to look at: 0, as PyTorch has it
+                    put(weight_line, lane, weight)
+                total_weight = total(sum_of_lanes)
+                inverse = np.float32(1.0) / total_weight
+                # no key to look at: 0, as PyTorch has it
+                if top <= np.float32(_NOTHING_SEEN) and total_weight == total_weight:
                     top, inverse = np.float32(0.0), np.float32(0.0)
                 store_one(sums, index, inverse)
                 # Not the logarithm of the sum, which would be a call of a function for each line.
                 store_one(statistics, 2 * (chunk * length + query), top)
                 store_one(statistics, 2 * (chunk * length + query) + 1, inverse)
-            _multiply(scores, padded, 1, values, dim, count, outputs, dim, padded_rows, dim, 0)
+            depth = (count + per_word - 1) // per_word
+            multiply(weights, padded // per_word, 1, values, dim, depth, outputs, dim, padded_rows, dim, 0)
             for index in range(rows):
                 factors = splat(load_one(sums, index))
                 for lane in range(0, dim, 16):
@@ -188,8 +250,9 @@ def _make_forward(read: Any, write: Any, size: int) -> Kernel:
     return forward
 
 
-def _make_backward(read: Any, write: Any, size: int) -> Kernel:
-    fill = _make_fill(read)
+def _make_backward(form: _Form) -> Kernel:
+    write, put, size, per_word = form.write, form.put, form.size, form.per_word
+    multiply, take, pair = form.multiply, form.make_take(), form.make_pair()
 
     @njit(inline="always")
     def spill(source, target, row_stride, rows, dim, factor):
@@ -198,7 +261,7 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
             for lane in range(0, dim, 16):
                 write(target, row * row_stride + lane, load(source, row * dim + lane) * factors)
 
-    @kernel(variant=read.__name__)
+    @kernel(variant=form.name)
     def backward(
         chunk, worker, q, k, v, grad_out, grad_q, grad_k, grad_v, q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, go_batch, go_head, go_row, gq_batch, gq_head, gq_row, gk_batch, gk_head, gk_row,
@@ -207,48 +270,55 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
         count = number_at(num_keys, row)
-        padded = _round_up(count, 16)
+        padded, words = _round_up(count, 16), dim // per_word
+        of_queries, of_keys = _round_up(length, 16) * words * 4, padded * words * 4
         queries = scratch + worker * scratch_size * 4
-        grads = queries + _round_up(length, 16) * dim * 4
-        keys_along = grads + _round_up(length, 16) * dim * 4
-        keys_across = keys_along + padded * dim * 4
-        values_across = keys_across + padded * dim * 4
-        grad_keys = values_across + padded * dim * 4
+        grads = queries + of_queries
+        taken = grads + of_queries
+        keys_across = taken + of_keys
+        values_across = keys_across + of_keys
+        grad_keys = values_across + of_keys
         grad_values = grad_keys + padded * dim * 4
         scores = grad_values + padded * dim * 4
         slopes = scores + _BLOCK * padded * 4
         grad_queries = slopes + _BLOCK * padded * 4
         weights = grad_queries + _BLOCK * dim * 4
-        fill(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, dim, float_of(scale))
-        _fill_zero(queries, asked * dim, _round_up(asked, 8) * dim)
-        fill(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, asked, dim, np.float32(1.0))
-        _fill_zero(grads, asked * dim, _round_up(asked, 8) * dim)
-        fill(keys_along, v + (row * v_batch + head * v_head) * size, v_row, count, dim, np.float32(1.0))
-        _fill_zero(keys_along, count * dim, padded * dim)
-        _transpose(keys_along, values_across, padded, dim)
-        fill(keys_along, k + (row * k_batch + head * k_head) * size, k_row, count, dim, np.float32(1.0))
-        _transpose(keys_along, keys_across, padded, dim)
-        masked, nothing = splat(np.float32(_MASKED)), splat(np.float32(0.0))
+        # Where words are pairs: what is multiplied, and pairs of lines for sums over lines.
+        kept_weights = weights + padded * 4
+        kept_slopes = kept_weights + _BLOCK * padded // per_word * 4
+        paired_weights = kept_slopes + _BLOCK * padded // per_word * 4
+        paired_slopes = paired_weights + _BLOCK * padded // per_word * 4
+        paired_queries = paired_slopes + _BLOCK * padded // per_word * 4
+        paired_grads = paired_queries + of_queries
+        paired_keys = paired_grads + of_queries
+        even = _round_up(asked, 8)
+        take(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, even, dim)
+        take(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, asked, even, dim)
+        query_lines, grad_lines = pair(queries, paired_queries, even, dim), pair(grads, paired_grads, even, dim)
+        take(taken, v + (row * v_batch + head * v_head) * size, v_row, count, padded, dim)
+        _transpose(taken, values_across, padded, words)
+        take(taken, k + (row * k_batch + head * k_head) * size, k_row, count, padded, dim)
+        _transpose(taken, keys_across, padded, words)
+        key_lines = pair(taken, paired_keys, padded, dim)
+        masked, nothing, scales = splat(np.float32(_MASKED)), splat(np.float32(0.0)), splat(float_of(scale))
         grad_place = grad_q + (row * gq_batch + head * gq_head) * size
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
-            _multiply(
-                queries + start * dim * 4, dim, 1, keys_across, padded, dim, scores, padded, padded_rows, padded, 0
-            )
-            _multiply(
-                grads + start * dim * 4, dim, 1, values_across, padded, dim, slopes, padded, padded_rows, padded, 0
-            )
+            first = start * words * 4
+            multiply(queries + first, words, 1, keys_across, padded, words, scores, padded, padded_rows, padded, 0)
+            multiply(grads + first, words, 1, values_across, padded, words, slopes, padded, padded_rows, padded, 0)
             for index in range(rows):
                 query = start + index
                 line, slope_line = scores + index * padded * 4, slopes + index * padded * 4
+                kept_line = index * padded // per_word * 4
                 low, high = _first_key(query, window), _end_of_keys(query, count, causal, window)
                 tops = splat(load_one(statistics, 2 * (chunk * length + query)))
                 inverse = splat(load_one(statistics, 2 * (chunk * length + query) + 1))
                 drawn = split_key(split_key(number_at(keys, row), head), query) if threshold > -32768 else 0
                 products = nothing
                 for lane in range(0, padded, 16):
-                    score = load(line, lane)
+                    score = load(line, lane) * scales
                     if bias != 0:
                         score = score + load(bias, row * bias_row + lane)
                     score = select_between(lane, low, high, score, masked)
@@ -257,23 +327,32 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
                     store(weights, lane, weight)
                     if threshold > -32768:
                         kept = keep_factors(drawn, lane, threshold, float_of(factor))
-                        store(line, lane, weight * kept)
+                        put(kept_weights + kept_line, lane, weight * kept)
                         slope = slope * kept
                     else:
-                        store(line, lane, weight)
+                        put(kept_weights + kept_line, lane, weight)
                     store(slope_line, lane, slope)
                     products = add_product(weight, slope, products)
                 # Of these numbers, not of the output, which is rounded where it is bfloat16.
                 mean_slope = splat(total(products))
                 for lane in range(0, padded, 16):
-                    store(slope_line, lane, load(weights, lane) * (load(slope_line, lane) - mean_slope))
-            _multiply(slopes, padded, 1, keys_along, dim, count, grad_queries, dim, padded_rows, dim, 0)
+                    slope = load(weights, lane) * (load(slope_line, lane) - mean_slope)
+                    put(kept_slopes + kept_line, lane, slope)
+            if rows % per_word:  # the pair of the last line is one of zeros
+                for lane in range(0, padded, 16):
+                    put(kept_weights + rows * padded // per_word * 4, lane, nothing)
+                    put(kept_slopes + rows * padded // per_word * 4, lane, nothing)
+            depth = (count + per_word - 1) // per_word
+            multiply(kept_slopes, padded // per_word, 1, key_lines, dim, depth, grad_queries, dim, padded_rows, dim, 0)
             spill(grad_queries, grad_place + start * gq_row * size, gq_row, rows, dim, float_of(scale))
-            add = 1 if start else 0
-            _multiply(scores, 1, padded, grads + start * dim * 4, dim, rows, grad_values, dim, padded, dim, add)
-            _multiply(slopes, 1, padded, queries + start * dim * 4, dim, rows, grad_keys, dim, padded, dim, add)
+            add, depth = 1 if start else 0, (rows + per_word - 1) // per_word
+            weight_lines = pair(kept_weights, paired_weights, rows, padded)
+            slope_lines = pair(kept_slopes, paired_slopes, rows, padded)
+            first = start // per_word * dim * 4
+            multiply(weight_lines, 1, padded, grad_lines + first, dim, depth, grad_values, dim, padded, dim, add)
+            multiply(slope_lines, 1, padded, query_lines + first, dim, depth, grad_keys, dim, padded, dim, add)
         spill(grad_values, grad_v + (row * gv_batch + head * gv_head) * size, gv_row, count, dim, np.float32(1.0))
-        spill(grad_keys, grad_k + (row * gk_batch + head * gk_head) * size, gk_row, count, dim, np.float32(1.0))
+        spill(grad_keys, grad_k + (row * gk_batch + head * gk_head) * size, gk_row, count, dim, float_of(scale))
         for index in range(asked, length):
             for lane in range(0, dim, 16):
                 write(grad_place, index * gq_row + lane, nothing)
@@ -285,14 +364,22 @@ def _make_backward(read: Any, write: Any, size: int) -> Kernel:
     return backward
 
 
-_forward = {
-    torch.float32: _make_forward(load, store, 4),
-    torch.bfloat16: _make_forward(load_bfloat16, store_bfloat16, 2),
-}
-_backward = {
-    torch.float32: _make_backward(load, store, 4),
-    torch.bfloat16: _make_backward(load_bfloat16, store_bfloat16, 2),
-}
+# The last form is for heads of a multiple of 32 numbers, on processors that multiply pairs of bfloat16.
+_FORMS = (
+    _Form("load", 4, 1, load, store),
+    _Form("load_bfloat16", 2, 1, load_bfloat16, store_bfloat16),
+    _Form("pairs", 2, 2, load, store_bfloat16),
+)
+_forward = {form.name: _make_forward(form) for form in _FORMS}
+_backward = {form.name: _make_backward(form) for form in _FORMS}
+
+
+def _form_of(dtype: torch.dtype, dim: int) -> _Form:
+    """Choose by what is given and by the processor alone."""
+    floats, halves, pairs = _FORMS
+    if dtype == torch.float32:
+        return floats
+    return pairs if multiplies_bfloat16() and dim % 32 == 0 else halves
 
 
 class KeyMask:
@@ -378,10 +465,11 @@ def attend(
     batch, heads, length, dim = q.shape
     out = torch.empty((batch, length, heads, dim), dtype=q.dtype).transpose(1, 2)
     statistics = torch.empty((batch, heads, length, 2), dtype=torch.float32)
-    padded = -(-length // 16) * 16
-    size = dim * padded * 3 + _BLOCK * (padded + dim + 1) + 16
+    form, padded = _form_of(q.dtype, dim), -(-length // 16) * 16
+    words = dim // form.per_word
+    size = 4 * padded * words + _BLOCK * (padded + padded // form.per_word + dim + 1) + 16
     scratch = _scratch_area(size, batch * heads)
-    _forward[q.dtype](
+    _forward[form.name](
         batch * heads, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), *_strides(q), *_strides(k),
         *_strides(v), *_strides(out), statistics.data_ptr(), *mask.numbers(), scratch.data_ptr(), size, heads, length,
         length if num_queries is None else num_queries, dim, bits_of(scale), int(causal),
@@ -422,11 +510,12 @@ def attend_backward(
         num_queries: the queries that were answered.
     """
     batch, heads, length, dim = q.shape
-    padded = -(-length // 16) * 16
-    size = dim * padded * 7 + _BLOCK * (2 * padded + dim) + padded
+    form, padded = _form_of(q.dtype, dim), -(-length // 16) * 16
+    words = dim // form.per_word
+    size = padded * (8 * words + 2 * dim + 1) + _BLOCK * (2 * padded + 4 * padded // form.per_word + dim) + 16
     scratch = _scratch_area(size, batch * heads)
     tensors = (q, k, v, grad_out, *grads)
-    _backward[q.dtype](
+    _backward[form.name](
         batch * heads, *(tensor.data_ptr() for tensor in tensors),
         *(stride for tensor in tensors for stride in _strides(tensor)), statistics.data_ptr(), *mask.numbers(),
         scratch.data_ptr(), size, heads, length, length if num_queries is None else num_queries, dim, bits_of(scale),

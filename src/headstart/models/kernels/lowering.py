@@ -5,6 +5,7 @@ May import layers 0 and 1. Each function adds instructions where an `llvmlite` b
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import llvmlite.binding
@@ -24,6 +25,8 @@ __all__ = [
     "fused_multiply_add",
     "ints",
     "load_vector",
+    "multiplies_bfloat16",
+    "multiply_pairs",
     "pointer_to",
     "round_to_bfloat16",
     "splat_vector",
@@ -55,8 +58,12 @@ class _Bfloat16(ir.Type):
         return hash(_Bfloat16)
 
 
-def _converts_bfloat16() -> bool:
-    """Say whether the processor rounds to bfloat16 in one instruction; a pure function of the hardware."""
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Say whether the processor rounds to bfloat16, and multiplies pairs of it, in one instruction each.
+
+    A pure function of the hardware.
+    """
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16", False))
 
 
@@ -83,6 +90,13 @@ def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return call(builder, "llvm.fma.v16f32", VECTOR, [a, b, c])
 
 
+def multiply_pairs(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Give c + a[0] * b[0] + a[1] * b[1] for the two bfloat16 numbers in each word of a and b."""
+    pairs = ir.VectorType(_Bfloat16(), 2 * WIDTH)
+    factors = [builder.bitcast(value, pairs) for value in (a, b)]
+    return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [c, *factors])
+
+
 def splat_vector(builder: Any, value: Any) -> Any:
     """Give a vector of one number that is known only later."""
     single = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, ir.Constant(INT32, 0))
@@ -107,7 +121,7 @@ def store_vector(builder: Any, value: Any, address: Any, index: Any) -> None:
 
 def round_to_bfloat16(builder: Any, values: Any) -> Any:
     """Give the sixteen bits of each number's nearest bfloat16, to even where two are as near; NaN stays NaN."""
-    if _converts_bfloat16():
+    if multiplies_bfloat16():
         return builder.bitcast(builder.fptrunc(values, ir.VectorType(_Bfloat16(), WIDTH)), SHORTS)
     bits = builder.bitcast(values, INTS)
     odd = builder.and_(builder.lshr(bits, ints(16)), ints(1))
