@@ -3,6 +3,7 @@
     python benchmarks/against_trainer.py                                    (the demo's rows)
     python benchmarks/against_trainer.py --train train.jsonl --validation validation.jsonl --columns text=s1,pair=s2
     python benchmarks/against_trainer.py --seeds 5 --epochs 3 --limit 0     (final scores over five seeds)
+    python benchmarks/against_trainer.py --seeds 5 --epochs 3 --limit 0 --only headstart "headstart, plain path"
     python benchmarks/against_trainer.py --trials                           (which options of the Trainer are fastest)
 
 Trainer                  as its tutorials have it: `map` with truncation, DataCollatorWithPadding, batches of 8, float32
@@ -16,6 +17,7 @@ drop-in                  the first script with headstart's Trainer; "fast" with 
 headstart, fp32          the hyperparameters of the first, in float32
 headstart, batch 8       the hyperparameters of the first
 headstart                its defaults
+headstart, plain path    its defaults without the fast path; with --only, to compare scores
 
 Batches of 32 train with the learning rate of headstart's defaults; the others with `--learning-rate`, without warm-up
 and weight decay. All train the same rows for the same number of epochs. Each contestant runs in a process of its own;
@@ -72,13 +74,18 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "drop-in": {"library": "drop-in"},
     "drop-in, fast": {"library": "drop-in", "options": {"headstart": "fast"}},
     "headstart, fp32": {"library": "headstart", "values": {"train.precision": "fp32"}},
-    "headstart, batch 8": {"library": "headstart", "values": {}},
-    "headstart": {"library": "headstart"},
+    "headstart, batch 8": {"library": "headstart"},
+    "headstart": {"library": "headstart", "has_own_defaults": True},
 }
-ALL = CONTESTANTS | {
-    name: {"library": "transformers", **trial, "options": BEST_OPTIONS | trial.get("options", {})}
-    for name, trial in TRIALS.items()
-}
+EXTRA = {"headstart, plain path": {"library": "headstart", "has_own_defaults": True, "values": {"train.fast": False}}}
+ALL = (
+    CONTESTANTS
+    | EXTRA
+    | {
+        name: {"library": "transformers", **trial, "options": BEST_OPTIONS | trial.get("options", {})}
+        for name, trial in TRIALS.items()
+    }
+)
 SHORT = ["Trainer", "Trainer, bf16", "Trainer, best options", "headstart, batch 8", "headstart"]
 TINY = ["Trainer", "drop-in, fast", "headstart"]
 
@@ -154,9 +161,8 @@ def run_contestant(arguments: argparse.Namespace) -> None:
     contestant = ALL[arguments.worker]
     with tempfile.TemporaryDirectory() as folder:
         if contestant["library"] == "headstart":
-            values = contestant.get("values")
-            settings = AS_ITS_OWN_DEFAULTS if values is None else {**as_tutorials(arguments), **values}
-            give_result(train_with_headstart(arguments, settings, folder))
+            settings = AS_ITS_OWN_DEFAULTS if contestant.get("has_own_defaults") else as_tutorials(arguments)
+            give_result(train_with_headstart(arguments, {**settings, **contestant.get("values", {})}, folder))
         else:
             give_result(train_with_trainer(arguments, contestant, folder))
 
