@@ -183,6 +183,22 @@ def test_global_hooks_see_every_module(calls: list[int]) -> None:
     assert_same(found, step(parts, make_batch("bert")))
 
 
+# PyTorch says what it cannot watch: embeddings, whose inputs have no gradient, and outputs that are no tensors.
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called", "ignore:Full backward hook is firing")
+def test_global_hooks_see_every_gradient(calls: list[int]) -> None:
+    _, whole = pair()
+    calls.clear()
+    seen: list[str] = []
+    hook = nn.modules.module.register_module_full_backward_hook(
+        lambda module, grad_in, grad_out: seen.append(type(module).__name__)
+    )
+    try:
+        step(whole, make_batch("bert"))
+    finally:
+        hook.remove()
+    assert seen.count("BertSelfOutput") == 2 and not calls
+
+
 def test_masks_of_the_users_own_and_weights_of_attention(calls: list[int]) -> None:
     parts, whole = pair(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     calls.clear()

@@ -326,7 +326,7 @@ def keyed_streams(*parts: int, device: torch.device | None = None) -> Iterator[N
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
-            seed_streams(*parts, on_cpu_alone=device is None or device.type == "cpu")
+            seed_streams(*parts, on_cpu_alone=device is not None and device.type == "cpu")
             yield
     finally:
         random.setstate(python_state)

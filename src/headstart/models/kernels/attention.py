@@ -13,14 +13,13 @@ pass, and the weights are computed again from each query's largest score and one
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
 
-from headstart.models.kernels.blocks import interleave, multiply_pairs_tile, multiply_tile, transpose_block
 from headstart.models.kernels.drawing import Drops, split_key
+from headstart.models.kernels.forms import Form, transpose
 from headstart.models.kernels.launch import Kernel, bits_of, float_of, kernel, num_workers, number_at
 from headstart.models.kernels.lowering import multiplies_bfloat16
 from headstart.models.kernels.vectors import (
@@ -47,52 +46,6 @@ _MASKED = -1e30  # finite, so that what is subtracted from itself gives no NaN
 _NOTHING_SEEN = -1e29
 
 
-def _make_multiply(tile: Any) -> Any:
-    """Make what multiplies matrices; all places and distances count words."""
-
-    @njit
-    def multiply(a, a_row, a_step, b, b_row, depth, out, out_row, rows, columns, add):
-        """Multiply matrices tile by tile: `columns` is a multiple of 16, `rows` of 8."""
-        column = 0
-        while column + 64 <= columns:
-            for row in range(0, rows, 4):
-                tile(
-                    4, 4, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
-                    out + (row * out_row + column) * 4, out_row, add,
-                )  # fmt: skip
-            column += 64
-        while column + 32 <= columns:
-            for row in range(0, rows, 8):
-                tile(
-                    8, 2, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
-                    out + (row * out_row + column) * 4, out_row, add,
-                )  # fmt: skip
-            column += 32
-        if column < columns:
-            for row in range(0, rows, 8):
-                tile(
-                    8, 1, a + row * a_row * 4, a_row, a_step, b + column * 4, b_row, depth,
-                    out + (row * out_row + column) * 4, out_row, add,
-                )  # fmt: skip
-
-    return multiply
-
-
-@njit(inline="always")
-def _fill_zero(address, first, last):
-    zero = splat(np.float32(0.0))
-    for index in range(first, last, 16):
-        store(address, index, zero)
-
-
-@njit
-def _transpose(source, target, rows, columns):
-    """Write the transpose of (rows, columns); both are multiples of 16."""
-    for row in range(0, rows, 16):
-        for column in range(0, columns, 16):
-            transpose_block(source + (row * columns + column) * 4, columns, target + (column * rows + row) * 4, rows)
-
-
 @njit(inline="always")
 def _round_up(number, step):
     return (number + step - 1) // step * step
@@ -109,60 +62,7 @@ def _end_of_keys(query, keys, causal, window):
     return min(end, query + window + 1) if window >= 0 else end
 
 
-class _Form:
-    """How numbers lie in the scratch area, and what multiplies them there.
-
-    Args:
-        name: of the kernels' variant.
-        size: bytes of a number in the tensors.
-        per_word: numbers in a word of the scratch area, neighbours along the sum of a product.
-        read: reads sixteen words' worth of numbers of the tensors, as they lie in the scratch area.
-        write: writes sixteen float32 numbers to the tensors.
-    """
-
-    def __init__(self, name: str, size: int, per_word: int, read: Any, write: Any) -> None:
-        self.name, self.size, self.per_word, self.read, self.write = name, size, per_word, read, write
-        self.multiply = _make_multiply(multiply_tile if per_word == 1 else multiply_pairs_tile)
-        self.put = store if per_word == 1 else store_bfloat16
-
-    def make_take(self) -> Any:
-        """Make what lays out lines of a tensor one after the other, and zeros behind them up to `padded` lines."""
-        read, size, per_word = self.read, self.size, self.per_word
-
-        @njit(inline="always")
-        def take(target, source, row_stride, rows, padded, dim):
-            words = dim // per_word
-            for row in range(rows):
-                line = source + row * row_stride * size
-                for lane in range(0, words, 16):
-                    store(target, row * words + lane, read(line, lane))
-            _fill_zero(target, rows * words, padded * words)
-
-        return take
-
-    def make_pair(self) -> Any:
-        """Make what puts pairs of lines into words, where a word holds two; gives where they lie."""
-        if self.per_word == 1:
-
-            @njit(inline="always")
-            def pair(source, target, lines, width):
-                return source
-
-        else:
-
-            @njit(inline="always")
-            def pair(source, target, lines, width):
-                for line in range(0, lines, 2):
-                    for lane in range(0, width, 16):
-                        interleave(
-                            source, line * width + lane, (line + 1) * width + lane, target, line // 2 * width + lane
-                        )
-                return target
-
-        return pair
-
-
-def _make_forward(form: _Form) -> Kernel:
+def _make_forward(form: Form) -> Kernel:
     write, put, size, per_word = form.write, form.put, form.size, form.per_word
     multiply, take, pair = form.multiply, form.make_take(), form.make_pair()
 
@@ -185,7 +85,7 @@ def _make_forward(form: _Form) -> Kernel:
         outputs = sums + _BLOCK * 4
         take(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, _round_up(asked, 8), dim)
         take(taken, k + (row * k_batch + head * k_head) * size, k_row, count, padded, dim)
-        _transpose(taken, keys_across, padded, words)
+        transpose(taken, keys_across, padded, words)
         take(taken, v + (row * v_batch + head * v_head) * size, v_row, count, padded, dim)
         values = pair(taken, paired, padded, dim)
         masked, scales = splat(np.float32(_MASKED)), splat(float_of(scale))
@@ -250,7 +150,7 @@ def _make_forward(form: _Form) -> Kernel:
     return forward
 
 
-def _make_backward(form: _Form) -> Kernel:
+def _make_backward(form: Form) -> Kernel:
     write, put, size, per_word = form.write, form.put, form.size, form.per_word
     multiply, take, pair = form.multiply, form.make_take(), form.make_pair()
 
@@ -296,9 +196,9 @@ def _make_backward(form: _Form) -> Kernel:
         take(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, asked, even, dim)
         query_lines, grad_lines = pair(queries, paired_queries, even, dim), pair(grads, paired_grads, even, dim)
         take(taken, v + (row * v_batch + head * v_head) * size, v_row, count, padded, dim)
-        _transpose(taken, values_across, padded, words)
+        transpose(taken, values_across, padded, words)
         take(taken, k + (row * k_batch + head * k_head) * size, k_row, count, padded, dim)
-        _transpose(taken, keys_across, padded, words)
+        transpose(taken, keys_across, padded, words)
         key_lines = pair(taken, paired_keys, padded, dim)
         masked, nothing, scales = splat(np.float32(_MASKED)), splat(np.float32(0.0)), splat(float_of(scale))
         grad_place = grad_q + (row * gq_batch + head * gq_head) * size
@@ -366,15 +266,15 @@ def _make_backward(form: _Form) -> Kernel:
 
 # The last form is for heads of a multiple of 32 numbers, on processors that multiply pairs of bfloat16.
 _FORMS = (
-    _Form("load", 4, 1, load, store),
-    _Form("load_bfloat16", 2, 1, load_bfloat16, store_bfloat16),
-    _Form("pairs", 2, 2, load, store_bfloat16),
+    Form("load", 4, 1, load, store),
+    Form("load_bfloat16", 2, 1, load_bfloat16, store_bfloat16),
+    Form("pairs", 2, 2, load, store_bfloat16),
 )
 _forward = {form.name: _make_forward(form) for form in _FORMS}
 _backward = {form.name: _make_backward(form) for form in _FORMS}
 
 
-def _form_of(dtype: torch.dtype, dim: int) -> _Form:
+def _form_of(dtype: torch.dtype, dim: int) -> Form:
     """Choose by what is given and by the processor alone."""
     floats, halves, pairs = _FORMS
     if dtype == torch.float32:

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
-from headstart.models.swaps.swap import has_hooks, note, swap
+from headstart.models.swaps.swap import has_global_hooks, has_hooks, note, swap
 
 __all__ = ["PART", "FirstToken", "attach_first_token", "detach_first_token", "num_queries"]
 
@@ -54,9 +53,8 @@ class FirstToken:
         asked = named.get("output_hidden_states")
         if asked is None:
             asked = getattr(model.config, "output_hidden_states", False)
-        looked_at = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
         recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.watched)
-        is_seen = asked or looked_at or recomputed or any(map(has_hooks, self.watched))
+        is_seen = asked or recomputed or has_global_hooks() or any(map(has_hooks, self.watched))
         self._thread = None if is_seen else threading.get_ident()
 
     def end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:

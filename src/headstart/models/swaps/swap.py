@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 __all__ = [
     "OWN_ATTENTION",
@@ -25,6 +26,7 @@ __all__ = [
     "call",
     "find_plain",
     "give_attention_back",
+    "has_global_hooks",
     "has_hooks",
     "is_ours_or_own",
     "note",
@@ -173,4 +175,14 @@ def has_hooks(module: nn.Module) -> bool:
     """Say whether somebody wants to be told when a module is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def has_global_hooks() -> bool:
+    """Say whether somebody wants to be told when any module is called."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules import module as torch_module
 
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.attention import KeyMask, attend, attend_backward
@@ -43,7 +42,7 @@ from headstart.models.swaps.products import (
     multiply,
     multiply_transposed,
 )
-from headstart.models.swaps.swap import Swap, call, has_hooks, note, swap, unwatched
+from headstart.models.swaps.swap import Swap, call, has_global_hooks, has_hooks, note, swap, unwatched
 
 __all__ = ["PART", "attach_whole_layers"]
 
@@ -203,7 +202,7 @@ def whole_layer(
 def _obstacle(module: Any, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any]) -> str:
     """Say why the layer's modules have to be called; empty where they need not."""
     own, copies = layer.attention, layer.products.copies
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    if has_global_hooks():
         return "hooks look on"
     for children, name, child in layer.places:
         # Somebody may have put an adapter, a hook or a function of his own there since.
@@ -252,13 +251,13 @@ def _prepare(layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> _Call
     assert copies is not None
     batch, length, _ = x.shape
 
-    def drops(module: nn.Module, dropout: Any, is_on: bool) -> Drops:
-        return Drops(draw_row_keys(module, batch), dropout.p) if is_on and dropout.p else NO_DROPS
+    def drops(drawing: nn.Module, probability: float) -> Drops:
+        return Drops(draw_row_keys(drawing, batch), probability) if drawing.training and probability else NO_DROPS
 
     joined = layer.linears[:3]
     out, inner, last = (Operands(*copies.operands(one.weight), copies.of(one.bias)) for one in layer.linears[3:])
     seen = None if mask is None else mask.headstart_seen  # type: ignore[attr-defined]
-    dropped = [(block.dropout, block.dropout, block.dropout.training) for block in layer.blocks]
+    first, second = (drops(block.dropout, block.dropout.p) for block in layer.blocks)
     return _Call(
         qkv=Operands(*copies.operands(*(one.weight for one in joined)), copies.of(*(one.bias for one in joined))),
         out=out,
@@ -270,7 +269,7 @@ def _prepare(layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> _Call
         scale=float(own.scaling),
         heads=own.num_attention_heads,
         epsilons=(layer.blocks[0].LayerNorm.eps, layer.blocks[1].LayerNorm.eps),
-        drops=(drops(own, own.dropout, own.training), drops(*dropped[0]), drops(*dropped[1])),
+        drops=(drops(own, own.dropout.p), first, second),
         approximate=layer.activation.__dict__["forward"].args[1],
         has_backward=torch.is_grad_enabled(),
         result=layer.products.result if layer.is_last else torch.bfloat16,
