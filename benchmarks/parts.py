@@ -12,8 +12,8 @@ beside "no parts", "all but it" beside "the whole".
 
 A part that needs another is measured with it, and left out with those that need it: bf16_weights, packed_weights,
 joined_qkv and lazy_rows need optimizer_pass; packed_weights and joined_qkv need bf16_weights; whole_layers needs
-joined_qkv, attention, norms and gelu. Batches of rows of like length, and memory that is kept while computing, are
-parts of the training and not of the model, and stand in the same table.
+joined_qkv, attention, norms and gelu; padding_free needs whole_layers and first_token. Batches of rows of like length,
+and memory that is kept while computing, are parts of the training and not of the model, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from measuring import alternate, draw_table, fill_by_form, make_parser, spread, 
 if TYPE_CHECKING:
     from training_steps import Setting
 
+_OF_A_LAYER = ("bf16_weights", "joined_qkv", "attention", "norms", "gelu", "optimizer_pass")
 NEEDS = {
     "bf16_weights": ("optimizer_pass",),
     "packed_weights": ("bf16_weights", "optimizer_pass"),
     "joined_qkv": ("bf16_weights", "optimizer_pass"),
     "lazy_rows": ("optimizer_pass",),
-    "whole_layers": ("bf16_weights", "joined_qkv", "attention", "norms", "gelu", "optimizer_pass"),
+    "whole_layers": _OF_A_LAYER,
+    "padding_free": (*_OF_A_LAYER, "whole_layers", "first_token"),
 }
 WARM_UP_BATCHES = 3
 
@@ -64,7 +66,7 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
 
     from headstart.recipe import FAST_PARTS
 
-    of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers")
+    of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers", "padding_free")
     other = {"bf16": ("onednn_float32",), "fp32": of_bfloat16}[arguments.precision]
     parts = [name for name in FAST_PARTS if name not in other]
     whole = replace(WHOLE, parts=frozenset(parts))

@@ -200,7 +200,7 @@ def test_a_part_left_out_takes_those_along_that_need_it(benchmark_modules: None)
     arguments = parts.argparse.Namespace(precision="bf16", only=None, short=False)
     settings = parts.list_settings(arguments, 8, 53.0)
     whole = settings["the whole"].parts
-    of_bfloat16 = {"bf16_weights", "packed_weights", "joined_qkv", "whole_layers"}
+    of_bfloat16 = {"bf16_weights", "packed_weights", "joined_qkv", "whole_layers", "padding_free"}
     assert whole - settings["all but: bf16_weights"].parts == of_bfloat16
     assert settings["alone: joined_qkv"].parts == {"joined_qkv", "bf16_weights", "optimizer_pass"}
     assert settings["alone: gelu"].parts == {"gelu"}

@@ -95,6 +95,7 @@ FAST_PARTS = (
     "dropout",
     "whole_layers",
     "first_token",
+    "padding_free",
     "optimizer_pass",
     "lazy_rows",
 )

@@ -210,6 +210,18 @@ def test_layers_that_are_computed_again_are_left_whole() -> None:
     assert distance(found, answers(plain, make_batch("bert"))) < 1e-5
 
 
+def test_a_layer_that_is_no_longer_the_last_is_left_whole() -> None:
+    for keep in ([0], [1, 0], [1, 1]):
+        models = pair()
+        for model in models:
+            encoder: Any = model.base_model.encoder  # type: ignore[union-attr]
+            encoder.layer = nn.ModuleList([encoder.layer[number] for number in keep])
+        plain, fast = models
+        with expect(False):
+            found = answers(fast, make_batch("bert"))
+        assert distance(found, answers(plain, make_batch("bert"))) < 1e-5
+
+
 def test_a_call_that_fails_leaves_nothing_behind() -> None:
     plain, fast = pair()
     with pytest.raises(IndexError):

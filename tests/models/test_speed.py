@@ -53,10 +53,12 @@ def test_each_switch_leaves_its_part_out_and_the_others_in(name: str, precision:
     assert not handle[name].on and handle[name].reason == "switched off" and handle[name].places == 0
     assert not swapped(model, name)
     assert (OWN_ATTENTION in model.__dict__) == (name != "attention")
-    of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers")
+    of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers", "padding_free")
     needs = {"bf16": ("onednn_float32",), "fp32": of_bfloat16}[precision]
     needs += ("packed_weights", "joined_qkv") if name == "bf16_weights" else ()
-    needs += ("whole_layers",) if name in ("bf16_weights", "joined_qkv", "attention", "norms", "gelu") else ()
+    of_a_layer = ("bf16_weights", "joined_qkv", "attention", "norms", "gelu")
+    needs += ("whole_layers",) if name in of_a_layer else ()
+    needs += ("padding_free",) if name in (*of_a_layer, "whole_layers", "first_token") else ()
     needs += () if PACKS else ("packed_weights",)
     assert {part.name for part in handle.parts if not part.on} == {name, *needs}
     assert (handle.copies is None) == (precision == "fp32" or name == "bf16_weights")
@@ -95,6 +97,7 @@ def test_places_are_the_modules_that_are_really_computed() -> None:
         "dropout": 8,
         "whole_layers": 2,
         "first_token": 1,
+        "padding_free": 2,
     }
     assert all(part.difference is not None and part.difference < 0.1 for part in handle.parts if part.on)
 

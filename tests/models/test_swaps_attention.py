@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.masking_utils import bidirectional_mask_function
 
 from headstart.models.speed import speed_up
 from headstart.models.swaps import attention
@@ -183,3 +184,21 @@ def test_what_the_kernels_do_not_know_is_left_to_sdpa(name: str, monkeypatch: py
     attention.attention_forward(nn.Module(), query, query, query, None, **{name: torch.zeros(1)})
     attention.attention_forward(nn.Module(), query, query, query, None, **{name: None})
     assert len(asked) == 1 and name in asked[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_mask_for_other_keys_is_not_read_behind_its_end(precision: Literal["fp32", "bf16"]) -> None:
+    model: Any = build("bert")
+    handle = speed_up(model, precision=precision)
+    if handle.copies is not None:
+        handle.copies.kept_by_optimizer = True
+    mask = attention.attention_mask(
+        3, 20, 20, mask_function=bidirectional_mask_function, attention_mask=make_batch("bert")["attention_mask"],
+        allow_is_bidirectional_skip=True,
+    )  # fmt: skip
+    for x in (torch.randn(3, 5, 64), torch.randn(2, 20, 64)):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            pytest.raises(RuntimeError, match="size"),
+        ):
+            model.bert.encoder.layer[0](x, mask)

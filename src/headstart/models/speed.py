@@ -23,6 +23,8 @@ from headstart.models.hardware import has_fast_bfloat16
 from headstart.models.probe import Probe
 from headstart.models.swaps.first_token import PART as FIRST_TOKEN
 from headstart.models.swaps.first_token import detach_first_token
+from headstart.models.swaps.padding_free import PART as PADDING_FREE
+from headstart.models.swaps.padding_free import detach_padding_free
 from headstart.models.swaps.swap import give_attention_back, take_out, watch
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ PARTS = {
     "dropout": "dropout drawn and applied in one pass",
     "whole_layers": "a layer of BERT's kind as one function, with the same bits",
     "first_token": "what follows the last attention for the first token alone, where the head reads no other",
+    "padding_free": "tokens without the padding between them, where the head reads the first token alone",
 }
 """The parts that change how a model computes, and what each does."""
 
@@ -181,6 +184,7 @@ def _strip(model: nn.Module) -> None:
         take_out(module)
     give_attention_back(model)
     detach_first_token(model)
+    detach_padding_free(model)
 
 
 def _find_obstacle(model: nn.Module) -> str:
@@ -204,7 +208,7 @@ def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> li
     probe = Probe(model, handle.precision)
     handle.own_difference = probe.own.whole
     products = Products(result=probe.dtype)
-    late = ("whole_layers", FIRST_TOKEN)  # built on the others
+    late = ("whole_layers", FIRST_TOKEN, PADDING_FREE)  # built on the others
     names = [name for name in PARTS if wanted[name] and name not in late] if not probe.obstacle else []
     found = _try(model, names, products, handle, probe) if names else {}
     if found is None:  # one after the other, to see which one it is
@@ -213,10 +217,12 @@ def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> li
             found.update(_try(model, [name], products, handle, probe) or {})
     if wanted["whole_layers"] and not probe.obstacle:
         found.update(_try(model, ["whole_layers"], products, handle, probe) or {})
-    if wanted[FIRST_TOKEN] and not probe.obstacle:
+    if (wanted[FIRST_TOKEN] or wanted[PADDING_FREE]) and not probe.obstacle:
         with _copies_in_use(products):
             of_head = Probe(model, handle.precision, with_head=True)
-        found.update(_try(model, [FIRST_TOKEN], products, handle, of_head) or {})
+        for name in (FIRST_TOKEN, PADDING_FREE):
+            if wanted[name]:
+                found.update(_try(model, [name], products, handle, of_head) or {})
     handle.copies = products.copies
     return [
         found.get(name) or Part(name, False, reason=probe.obstacle if wanted[name] else "switched off")

@@ -52,6 +52,20 @@ def _round_up(number, step):
 
 
 @njit(inline="always")
+def _lines_of(row, starts, count, length):
+    """Give how many lines after the place that a row's stride leads to its lines begin, and how many it has."""
+    if starts != 0:
+        return number_at(starts, row), count
+    return 0, length
+
+
+@njit(inline="always")
+def _head_of(tensor, batch_stride, head_stride, row_stride, row, head, begin, size):
+    """Give where the numbers of a head of a row begin."""
+    return tensor + (row * batch_stride + head * head_stride + begin * row_stride) * size
+
+
+@njit(inline="always")
 def _first_key(query, window):
     return max(0, query - window) if window >= 0 else 0
 
@@ -69,11 +83,13 @@ def _make_forward(form: Form) -> Kernel:
     @kernel(variant=form.name)
     def forward(
         chunk, worker, q, k, v, out, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-        out_batch, out_head, out_row, statistics, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
-        dim, scale, causal, window, keys, threshold, factor,
+        out_batch, out_head, out_row, statistics, num_keys, starts, bias, bias_row, scratch, scratch_size, heads,
+        length, asked, dim, scale, causal, window, keys, threshold, factor,
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
         count = number_at(num_keys, row)
+        begin, end = _lines_of(row, starts, count, length)
+        asked = min(asked, end)
         padded, words = _round_up(count, 16), dim // per_word
         queries = scratch + worker * scratch_size * 4
         keys_across = queries + _round_up(length, 16) * words * 4
@@ -83,13 +99,14 @@ def _make_forward(form: Form) -> Kernel:
         weights = scores + _BLOCK * padded * 4
         sums = weights + _BLOCK * padded // per_word * 4
         outputs = sums + _BLOCK * 4
-        take(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, _round_up(asked, 8), dim)
-        take(taken, k + (row * k_batch + head * k_head) * size, k_row, count, padded, dim)
+        even = _round_up(asked, 8)
+        take(queries, _head_of(q, q_batch, q_head, q_row, row, head, begin, size), q_row, asked, even, dim)
+        take(taken, _head_of(k, k_batch, k_head, k_row, row, head, begin, size), k_row, count, padded, dim)
         transpose(taken, keys_across, padded, words)
-        take(taken, v + (row * v_batch + head * v_head) * size, v_row, count, padded, dim)
+        take(taken, _head_of(v, v_batch, v_head, v_row, row, head, begin, size), v_row, count, padded, dim)
         values = pair(taken, paired, padded, dim)
         masked, scales = splat(np.float32(_MASKED)), splat(float_of(scale))
-        place = out + (row * out_batch + head * out_head) * size
+        place = _head_of(out, out_batch, out_head, out_row, row, head, begin, size)
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
@@ -143,7 +160,7 @@ def _make_forward(form: Form) -> Kernel:
                 factors = splat(load_one(sums, index))
                 for lane in range(0, dim, 16):
                     write(place, (start + index) * out_row + lane, load(outputs, index * dim + lane) * factors)
-        for index in range(asked, length):
+        for index in range(asked, end):
             for lane in range(0, dim, 16):
                 write(place, index * out_row + lane, splat(np.float32(0.0)))
 
@@ -165,11 +182,13 @@ def _make_backward(form: Form) -> Kernel:
     def backward(
         chunk, worker, q, k, v, grad_out, grad_q, grad_k, grad_v, q_batch, q_head, q_row, k_batch, k_head, k_row,
         v_batch, v_head, v_row, go_batch, go_head, go_row, gq_batch, gq_head, gq_row, gk_batch, gk_head, gk_row,
-        gv_batch, gv_head, gv_row, statistics, num_keys, bias, bias_row, scratch, scratch_size, heads, length, asked,
-        dim, scale, causal, window, keys, threshold, factor,
+        gv_batch, gv_head, gv_row, statistics, num_keys, starts, bias, bias_row, scratch, scratch_size, heads, length,
+        asked, dim, scale, causal, window, keys, threshold, factor,
     ):  # fmt: skip
         row, head = chunk // heads, chunk % heads
         count = number_at(num_keys, row)
+        begin, end = _lines_of(row, starts, count, length)
+        asked = min(asked, end)
         padded, words = _round_up(count, 16), dim // per_word
         of_queries, of_keys = _round_up(length, 16) * words * 4, padded * words * 4
         queries = scratch + worker * scratch_size * 4
@@ -192,16 +211,16 @@ def _make_backward(form: Form) -> Kernel:
         paired_grads = paired_queries + of_queries
         paired_keys = paired_grads + of_queries
         even = _round_up(asked, 8)
-        take(queries, q + (row * q_batch + head * q_head) * size, q_row, asked, even, dim)
-        take(grads, grad_out + (row * go_batch + head * go_head) * size, go_row, asked, even, dim)
+        take(queries, _head_of(q, q_batch, q_head, q_row, row, head, begin, size), q_row, asked, even, dim)
+        take(grads, _head_of(grad_out, go_batch, go_head, go_row, row, head, begin, size), go_row, asked, even, dim)
         query_lines, grad_lines = pair(queries, paired_queries, even, dim), pair(grads, paired_grads, even, dim)
-        take(taken, v + (row * v_batch + head * v_head) * size, v_row, count, padded, dim)
+        take(taken, _head_of(v, v_batch, v_head, v_row, row, head, begin, size), v_row, count, padded, dim)
         transpose(taken, values_across, padded, words)
-        take(taken, k + (row * k_batch + head * k_head) * size, k_row, count, padded, dim)
+        take(taken, _head_of(k, k_batch, k_head, k_row, row, head, begin, size), k_row, count, padded, dim)
         transpose(taken, keys_across, padded, words)
         key_lines = pair(taken, paired_keys, padded, dim)
         masked, nothing, scales = splat(np.float32(_MASKED)), splat(np.float32(0.0)), splat(float_of(scale))
-        grad_place = grad_q + (row * gq_batch + head * gq_head) * size
+        grad_place = _head_of(grad_q, gq_batch, gq_head, gq_row, row, head, begin, size)
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
@@ -251,15 +270,17 @@ def _make_backward(form: Form) -> Kernel:
             first = start // per_word * dim * 4
             multiply(weight_lines, 1, padded, grad_lines + first, dim, depth, grad_values, dim, padded, dim, add)
             multiply(slope_lines, 1, padded, query_lines + first, dim, depth, grad_keys, dim, padded, dim, add)
-        spill(grad_values, grad_v + (row * gv_batch + head * gv_head) * size, gv_row, count, dim, np.float32(1.0))
-        spill(grad_keys, grad_k + (row * gk_batch + head * gk_head) * size, gk_row, count, dim, float_of(scale))
-        for index in range(asked, length):
+        key_place = _head_of(grad_k, gk_batch, gk_head, gk_row, row, head, begin, size)
+        value_place = _head_of(grad_v, gv_batch, gv_head, gv_row, row, head, begin, size)
+        spill(grad_values, value_place, gv_row, count, dim, np.float32(1.0))
+        spill(grad_keys, key_place, gk_row, count, dim, float_of(scale))
+        for index in range(asked, end):
             for lane in range(0, dim, 16):
                 write(grad_place, index * gq_row + lane, nothing)
-        for index in range(count, length):  # nobody looks at a key that is padding
+        for index in range(count, end):  # nobody looks at a key that is padding
             for lane in range(0, dim, 16):
-                write(grad_v + (row * gv_batch + head * gv_head) * size, index * gv_row + lane, nothing)
-                write(grad_k + (row * gk_batch + head * gk_head) * size, index * gk_row + lane, nothing)
+                write(value_place, index * gv_row + lane, nothing)
+                write(key_place, index * gk_row + lane, nothing)
 
     return backward
 
@@ -289,10 +310,14 @@ class KeyMask:
         num_keys: int64, shape (B,): keys from there on are padding.
         bias: float32, shape (B, K) with K a multiple of 16 and at least the length: added to the scores of a key, for
             masks that are not padding on the right; None adds nothing.
+        starts: int64, shape (B,): where the tokens of each row begin, when they lie one after the other without
+            padding; None is rows of one length.
     """
 
-    def __init__(self, num_keys: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.num_keys, self.bias = num_keys, bias
+    def __init__(
+        self, num_keys: torch.Tensor, bias: torch.Tensor | None = None, starts: torch.Tensor | None = None
+    ) -> None:
+        self.num_keys, self.bias, self.starts = num_keys, bias, starts
 
     @classmethod
     def of(cls, mask: torch.Tensor | None, batch_size: int, length: int) -> KeyMask:
@@ -308,11 +333,16 @@ class KeyMask:
         bias[:, :length].masked_fill_(~seen, _MASKED)
         return cls(num_keys, bias)
 
-    def numbers(self) -> tuple[int, int, int]:
+    def numbers(self) -> tuple[int, int, int, int]:
         """Give what kernels take."""
+        starts = 0 if self.starts is None else self.starts.data_ptr()
         if self.bias is None:
-            return self.num_keys.data_ptr(), 0, 0
-        return self.num_keys.data_ptr(), self.bias.data_ptr(), self.bias.shape[1]
+            return self.num_keys.data_ptr(), starts, 0, 0
+        return self.num_keys.data_ptr(), starts, self.bias.data_ptr(), self.bias.shape[1]
+
+    def shape_of(self, q: torch.Tensor) -> tuple[int, int]:
+        """Give the number of rows and the tokens of the longest, for queries of shape (B, heads, T, D)."""
+        return (q.shape[0], q.shape[2]) if self.starts is None else (len(self.starts), int(self.num_keys.max()))
 
 
 # An area for each thread that calls, because it may call while another one waits for its kernel.
@@ -328,8 +358,8 @@ def _scratch_area(size: int, num_chunks: int) -> torch.Tensor:
     return held
 
 
-def _strides(tensor: torch.Tensor) -> tuple[int, int, int]:
-    return tensor.stride(0), tensor.stride(1), tensor.stride(2)
+def _strides(tensor: torch.Tensor, mask: KeyMask) -> tuple[int, int, int]:
+    return tensor.stride(0) if mask.starts is None else 0, tensor.stride(1), tensor.stride(2)
 
 
 def attend(
@@ -348,7 +378,8 @@ def attend(
 
     Args:
         q: shape (B, heads, T, D), float32 or bfloat16, D a multiple of 16; any strides, but numbers of one head lie
-            side by side. The same for `k` and `v`. A query that sees no key gets zeros.
+            side by side. The same for `k` and `v`. A query that sees no key gets zeros. Rows that lie one after the
+            other, as `mask.starts` says, have shape (1, heads, N, D); what comes behind the last is left as it is.
         k: keys.
         v: values.
         mask: keys that are there.
@@ -360,20 +391,21 @@ def attend(
 
     Returns:
         The output, shape (B, heads, T, D) with memory laid out as (B, T, heads, D), and of each query the largest score
-        and one over the sum of what the softmax divides, float32, shape (B, heads, T, 2).
+        and one over the sum of what the softmax divides, float32, shape (B, heads, T, 2), T that of the longest row.
     """
-    batch, heads, length, dim = q.shape
-    out = torch.empty((batch, length, heads, dim), dtype=q.dtype).transpose(1, 2)
+    _, heads, _, dim = q.shape
+    batch, length = mask.shape_of(q)
+    out = q.new_empty((q.shape[0], q.shape[2], heads, dim)).transpose(1, 2)
     statistics = torch.empty((batch, heads, length, 2), dtype=torch.float32)
     form, padded = _form_of(q.dtype, dim), -(-length // 16) * 16
     words = dim // form.per_word
     size = 4 * padded * words + _BLOCK * (padded + padded // form.per_word + dim + 1) + 16
     scratch = _scratch_area(size, batch * heads)
     _forward[form.name](
-        batch * heads, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), *_strides(q), *_strides(k),
-        *_strides(v), *_strides(out), statistics.data_ptr(), *mask.numbers(), scratch.data_ptr(), size, heads, length,
-        length if num_queries is None else num_queries, dim, bits_of(scale), int(causal),
-        -1 if window is None else window, *drops.numbers(),
+        batch * heads, *(tensor.data_ptr() for tensor in (q, k, v, out)),
+        *(stride for tensor in (q, k, v, out) for stride in _strides(tensor, mask)), statistics.data_ptr(),
+        *mask.numbers(), scratch.data_ptr(), size, heads, length, length if num_queries is None else num_queries, dim,
+        bits_of(scale), int(causal), -1 if window is None else window, *drops.numbers(),
     )  # fmt: skip
     return out, statistics
 
@@ -409,7 +441,8 @@ def attend_backward(
         window: how far away a query sees.
         num_queries: the queries that were answered.
     """
-    batch, heads, length, dim = q.shape
+    _, heads, _, dim = q.shape
+    batch, length = mask.shape_of(q)
     form, padded = _form_of(q.dtype, dim), -(-length // 16) * 16
     words = dim // form.per_word
     size = padded * (8 * words + 2 * dim + 1) + _BLOCK * (2 * padded + 4 * padded // form.per_word + dim) + 16
@@ -417,7 +450,7 @@ def attend_backward(
     tensors = (q, k, v, grad_out, *grads)
     _backward[form.name](
         batch * heads, *(tensor.data_ptr() for tensor in tensors),
-        *(stride for tensor in tensors for stride in _strides(tensor)), statistics.data_ptr(), *mask.numbers(),
+        *(stride for tensor in tensors for stride in _strides(tensor, mask)), statistics.data_ptr(), *mask.numbers(),
         scratch.data_ptr(), size, heads, length, length if num_queries is None else num_queries, dim, bits_of(scale),
         int(causal), -1 if window is None else window, *drops.numbers(),
     )  # fmt: skip

@@ -38,15 +38,23 @@ class Drops:
     Args:
         keys: int64 key of each row, shape (B,).
         probability: of dropping an element; 0 drops none.
+        places: which token of which row each line is, where rows of tokens lie one after the other without padding:
+            int64, row * 2**32 + place in the row; None is rows of one length.
     """
 
     keys: torch.Tensor
     probability: float
+    places: torch.Tensor | None = None
 
     @property
     def level(self) -> int:
         """How many of `LEVELS` are dropped; 0 for probabilities as small as that."""
         return round(self.probability * LEVELS)
+
+    @property
+    def place_numbers(self) -> tuple[int, int, int, int]:
+        """Give what kernels over lines take: the address of `places`, or 0, and `numbers`."""
+        return 0 if self.places is None else self.places.data_ptr(), *self.numbers()
 
     def numbers(self) -> tuple[int, int, int]:
         """Give what kernels take: the keys' address, the largest dropped sixteen bits + 1, the factor of the kept."""

@@ -58,18 +58,21 @@ LINES = 32
 
 
 @njit(inline="always")
-def _key_of(keys, line, length):
+def _key_of(keys, line, length, places):
     """Give the key of a token: that of its row, split by its place in the row."""
+    if places != 0:
+        place = number_at(places, line)
+        return split_key(number_at(keys, place >> 32), place & 0xFFFFFFFF)
     return split_key(number_at(keys, line // length), line % length)
 
 
 def _make_drop(read: Any, write: Any, read_first: Any, write_first: Any) -> Kernel:
     @kernel(variant=read.__name__)
-    def drop(chunk, worker, values, out, lines, width, length, keys, threshold, factor):
+    def drop(chunk, worker, values, out, lines, width, length, places, keys, threshold, factor):
         rest = width % WIDTH
         whole = width - rest
         for line in range(chunk * LINES, min((chunk + 1) * LINES, lines)):
-            key = _key_of(keys, line, length)
+            key = _key_of(keys, line, length, places)
             for lane in range(0, whole, WIDTH):
                 kept = keep_factors(key, lane, threshold, float_of(factor))
                 write(out, line * width + lane, read(values, line * width + lane) * kept)
@@ -84,13 +87,13 @@ def _make_drop(read: Any, write: Any, read_first: Any, write_first: Any) -> Kern
 def _make_norm(read: Any, write: Any) -> Kernel:
     @kernel(variant=read.__name__)
     def norm(
-        chunk, worker, values, residual, out, weight, bias, statistics, scratch, lines, width, length, epsilon, keys,
-        threshold, factor,
+        chunk, worker, values, residual, out, weight, bias, statistics, scratch, lines, width, length, epsilon,
+        places, keys, threshold, factor,
     ):  # fmt: skip
         row = scratch + worker * width * 4
         zero = splat(np.float32(0.0))
         for line in range(chunk * LINES, min((chunk + 1) * LINES, lines)):
-            key = _key_of(keys, line, length) if threshold > -32768 else 0
+            key = _key_of(keys, line, length, places) if threshold > -32768 else 0
             sums = zero
             for lane in range(0, width, 16):
                 value = read(values, line * width + lane)
@@ -124,7 +127,7 @@ def _make_norm_backward(read: Any, write: Any) -> Kernel:
     @kernel(variant=read.__name__)
     def norm_backward(
         chunk, worker, grad_out, sums, weight, statistics, grad_sum, grad_values, partial, scratch, lines, width,
-        length, keys, threshold, factor,
+        length, places, keys, threshold, factor,
     ):  # fmt: skip
         first, last = chunk * LINES, min((chunk + 1) * LINES, lines)
         area = scratch + worker * LINES * 16
@@ -141,7 +144,7 @@ def _make_norm_backward(read: Any, write: Any) -> Kernel:
             store_one(place, 0, total(plain) / np.float32(width))
             store_one(place, 1, total(weighted) / np.float32(width))
             if threshold > -32768:
-                store_number(place, 1, _key_of(keys, line, length))
+                store_number(place, 1, _key_of(keys, line, length, places))
         out = partial + chunk * width * 3 * 4
         for lane in range(0, width, 16):
             grad_weight, grad_bias, grad_shift = zero, zero, zero
@@ -242,7 +245,9 @@ def drop(values: torch.Tensor, length: int, drops: Drops, out: torch.Tensor | No
     """Drop elements of (B * length, H) numbers, each known by its row, its place and its column; H may be any here."""
     lines, width = values.shape
     out = torch.empty_like(values) if out is None else out
-    _drop[values.dtype](_num_chunks(lines), values.data_ptr(), out.data_ptr(), lines, width, length, *drops.numbers())
+    _drop[values.dtype](
+        _num_chunks(lines), values.data_ptr(), out.data_ptr(), lines, width, length, *drops.place_numbers
+    )
     return out
 
 
@@ -263,7 +268,7 @@ def drop_add_norm(
         weight: float32, shape (H,).
         bias: float32, shape (H,).
         epsilon: added to the variance.
-        length: tokens of a row.
+        length: tokens of a row, where `drops` does not say which token each line is.
         drops: of `values`.
 
     Returns:
@@ -276,7 +281,7 @@ def drop_add_norm(
     _norm[values.dtype](
         _num_chunks(lines), values.data_ptr(), 0 if residual is None else residual.data_ptr(), out.data_ptr(),
         weight.data_ptr(), bias.data_ptr(), statistics.data_ptr(), scratch.data_ptr(), lines, width, length,
-        bits_of(epsilon), *drops.numbers(),
+        bits_of(epsilon), *drops.place_numbers,
     )  # fmt: skip
     return out, statistics
 
@@ -296,7 +301,7 @@ def drop_add_norm_backward(
         sums: what `drop_add_norm` left in `values`.
         weight: as `drop_add_norm` got it.
         statistics: as `drop_add_norm` gave them.
-        length: tokens of a row.
+        length: tokens of a row, where `drops` does not say which token each line is.
         drops: of `values`.
 
     Returns:
@@ -311,30 +316,37 @@ def drop_add_norm_backward(
     scratch = torch.empty(num_workers(count) * LINES * 4, dtype=torch.float32)
     _norm_backward[grad.dtype](
         count, grad.data_ptr(), sums.data_ptr(), weight.data_ptr(), statistics.data_ptr(), grad_sum.data_ptr(),
-        grad_values.data_ptr(), partial.data_ptr(), scratch.data_ptr(), lines, width, length, *drops.numbers(),
+        grad_values.data_ptr(), partial.data_ptr(), scratch.data_ptr(), lines, width, length, *drops.place_numbers,
     )  # fmt: skip
     return grad_sum, grad_values, partial.sum(0)
 
 
-def gelu(values: torch.Tensor, slopes: torch.Tensor | None = None, *, approximate: bool = False) -> torch.Tensor:
+def gelu(
+    values: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    *,
+    approximate: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Give GELU (Hendrycks & Gimpel 2016) of (N, H) numbers.
 
     Args:
         values: float32 or bfloat16.
         slopes: like `values`; the derivative is written there. None for a forward pass alone.
         approximate: the form with tanh.
+        out: where the result goes; may be `values`.
     """
     lines, width = values.shape
-    out = torch.empty_like(values)
+    out = torch.empty_like(values) if out is None else out
     place = 0 if slopes is None else slopes.data_ptr()
     _gelu[values.dtype](_num_chunks(lines), values.data_ptr(), out.data_ptr(), place, lines, width, int(approximate))
     return out
 
 
-def gelu_backward(grad: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """Multiply `grad` by the slopes."""
+def gelu_backward(grad: torch.Tensor, slopes: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiply `grad` by the slopes, into `out`, which may be one of them."""
     lines, width = grad.shape
-    out = torch.empty_like(grad)
+    out = torch.empty_like(grad) if out is None else out
     _gelu_backward[grad.dtype](_num_chunks(lines), grad.data_ptr(), slopes.data_ptr(), out.data_ptr(), lines, width)
     return out
 

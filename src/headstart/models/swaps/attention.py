@@ -112,6 +112,8 @@ def _obstacle(
         return "the weights are asked for"
     if mask is not None and not hasattr(mask, carried):
         return "the mask is not made by transformers' interface"
+    if mask is not None and (mask.shape[0], mask.shape[-1]) != (len(key), key.shape[2]):
+        return "the mask is for other keys"  # the kernels would read behind the last
     if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         return "the numbers of a head lie apart"
     return ""

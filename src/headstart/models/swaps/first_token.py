@@ -23,7 +23,7 @@ from torch import nn
 
 from headstart.models.swaps.swap import has_global_hooks, has_hooks, note, swap
 
-__all__ = ["PART", "FirstToken", "attach_first_token", "detach_first_token", "num_queries"]
+__all__ = ["PART", "FirstToken", "attach_first_token", "detach_first_token", "knows_first_token", "num_queries"]
 
 PART = "first_token"
 _STATE = "_headstart_first_token"
@@ -36,10 +36,13 @@ class FirstToken:
     """Says whether the forward pass that is under way may go on with the first token alone.
 
     Args:
+        base: the model without its head.
+        name: of its last layer.
         watched: modules whose hooks would see that the other tokens are missing.
     """
 
-    def __init__(self, watched: list[nn.Module]) -> None:
+    def __init__(self, base: nn.Module, name: str, watched: list[nn.Module]) -> None:
+        self.base, self.path, self.last = base, name.rpartition(".")[0], base.get_submodule(name)
         self.watched = watched
         self._thread: int | None = None
 
@@ -55,7 +58,10 @@ class FirstToken:
             asked = getattr(model.config, "output_hidden_states", False)
         recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.watched)
         is_seen = asked or recomputed or has_global_hooks() or any(map(has_hooks, self.watched))
-        self._thread = None if is_seen else threading.get_ident()
+        # Somebody may have taken layers out since, or changed their order.
+        layers = list(self.base.get_submodule(self.path)._modules.values())
+        is_last = layers[-1:] == [self.last] and layers.count(self.last) == 1
+        self._thread = threading.get_ident() if is_last and not is_seen else None
 
     def end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         """Forget it (a hook after the forward pass, also after one that failed)."""
@@ -87,7 +93,7 @@ def attach_first_token(model: nn.Module) -> str:
     layer, cut = found
     watched = [base, *(module for name, module in base.named_modules() if name and f"{layer}.".startswith(f"{name}."))]
     modules = list(base.get_submodule(layer).modules())
-    state = FirstToken([*watched, *modules])
+    state = FirstToken(base, layer, [*watched, *modules])
     for module in modules:
         module.__dict__[_STATE] = state
     swap(PART, cut, _cut, state, cut)
@@ -111,6 +117,11 @@ def num_queries(module: nn.Module, length: int) -> int:
     """Give how many queries the attention of a module has to answer."""
     state = module.__dict__.get(_STATE)
     return 1 if state is not None and state.is_enough else length
+
+
+def knows_first_token(module: nn.Module) -> bool:
+    """Say whether a module is in a last layer for which the first token may be enough."""
+    return _STATE in module.__dict__
 
 
 def detach_first_token(model: nn.Module) -> None:

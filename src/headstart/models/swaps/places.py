@@ -16,6 +16,7 @@ from headstart.models.swaps.attention import OwnAttention
 from headstart.models.swaps.dropping import dropout
 from headstart.models.swaps.first_token import attach_first_token, detach_first_token
 from headstart.models.swaps.norms import layer_norm, project_and_add
+from headstart.models.swaps.padding_free import attach_padding_free, detach_padding_free
 from headstart.models.swaps.products import (
     JoinedLinears,
     Products,
@@ -195,6 +196,10 @@ def _attach_first_token(model: nn.Module, products: Products, precision: str) ->
     return attach_first_token(model)
 
 
+def _attach_padding_free(model: nn.Module, products: Products, precision: str) -> str:
+    return attach_padding_free(model)
+
+
 _ATTACHERS = {
     "bf16_weights": _attach_copies,
     "packed_weights": _attach_packed,
@@ -206,6 +211,7 @@ _ATTACHERS = {
     "dropout": _attach_dropout,
     "whole_layers": _attach_whole_layers,
     "first_token": _attach_first_token,
+    "padding_free": _attach_padding_free,
 }
 
 
@@ -235,7 +241,7 @@ def keep_what_is_used(model: nn.Module, name: str, usage: Usage, products: Produ
         assert products.copies is not None
         return products.copies.num_packed, products.copies.packing_obstacle
     used, left = usage.used.get(name, set()), usage.left.get(name, {})
-    if name == "first_token":
+    if name in ("first_token", "padding_free"):
         return len(used), "" if used else "hidden states are asked for, or hooks look on"
     if name == "attention":
         return len(used), "" if used else usage.why_left(name) or "no layer asks transformers' interface for it"
@@ -271,5 +277,7 @@ def detach(model: nn.Module, name: str, products: Products) -> None:
             products.copies.packs = False
     elif name == "first_token":
         detach_first_token(model)
+    elif name == "padding_free":
+        detach_padding_free(model)
     elif name == "onednn_float32":
         products.onednn = False

@@ -13,9 +13,7 @@ the layer's modules are called as they always were.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import re
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +33,7 @@ from headstart.models.kernels.elementwise import (
 from headstart.models.swaps.attention import NAME, UNKNOWN
 from headstart.models.swaps.first_token import num_queries
 from headstart.models.swaps.norms import norm_obstacle
+from headstart.models.swaps.padding_free import Lines, begin_lines, lines_of
 from headstart.models.swaps.products import (
     Operands,
     Products,
@@ -43,6 +42,7 @@ from headstart.models.swaps.products import (
     multiply_transposed,
 )
 from headstart.models.swaps.swap import Swap, call, has_global_hooks, has_hooks, note, swap, unwatched
+from headstart.models.swaps.upstream_text import family_of, hash_text
 
 __all__ = ["PART", "attach_whole_layers"]
 
@@ -76,22 +76,10 @@ def attach_whole_layers(model: nn.Module, products: Products) -> str:
 
 def _is_known(module: nn.Module) -> bool:
     """Say whether a module is one that `whole_layer` stands for, by its class's words."""
-    kind = type(module)
-    family = kind.__name__.removesuffix("Layer")
-    is_layer = kind.__module__.startswith("transformers.models.") and family != kind.__name__
-    if not is_layer or "forward" in module.__dict__:
+    family, scope = family_of(module, "Layer"), inspect.getmodule(type(module))
+    if family is None or "forward" in module.__dict__ or hash_text(scope, family, _TEXT) != _KNOWN:
         return False
-    scope = inspect.getmodule(kind)
-    try:
-        if not _has_own_children(module, scope, family):
-            return False
-        functions = [getattr(getattr(scope, family + end), name) for end, name in _TEXT]
-        text = "".join(inspect.getsource(function) for function in functions)
-    except (AttributeError, OSError, TypeError):
-        return False
-    # Names of the family, comments and where lines break differ from one to another.
-    words = re.sub(r"#.*|\s", "", text.replace(family, "")).replace(",)", ")")
-    return hashlib.sha256(words.encode()).hexdigest() == _KNOWN
+    return _has_own_children(module, scope, family)
 
 
 def _has_own_children(module: Any, scope: Any, family: str) -> bool:
@@ -103,7 +91,7 @@ def _has_own_children(module: Any, scope: Any, family: str) -> bool:
         "Intermediate": module.intermediate,
         "Output": module.output,
     }
-    return all(type(child) is getattr(scope, family + end) for end, child in children.items())
+    return all(type(child) is getattr(scope, family + end, None) for end, child in children.items())
 
 
 def _attach(module: nn.Module, products: Products) -> str:
@@ -157,6 +145,8 @@ class _Call(NamedTuple):
     inner: Operands
     last: Operands
     keys: KeyMask
+    lines: Lines | None
+    gives_firsts: bool
     causal: bool
     window: int | None
     scale: float
@@ -179,11 +169,16 @@ def whole_layer(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Stand for the forward pass of a layer."""
+    lines = lines_of(hidden_states)
+    if lines is None:
+        lines = begin_lines(module, hidden_states, attention_mask)
+        hidden_states = hidden_states if lines is None else lines.take(hidden_states)
     obstacle = "it has a cache, or other hidden states to look at"
     if past_key_values is None and encoder_hidden_states is None:
-        obstacle = _obstacle(module, layer, hidden_states, attention_mask, kwargs)
+        obstacle = _obstacle(module, layer, hidden_states, attention_mask, lines, kwargs)
     note(PART, module, obstacle)
     if obstacle:
+        hidden_states = hidden_states if lines is None else lines.pad(hidden_states)
         out: torch.Tensor = type(module).forward(
             module,
             hidden_states,
@@ -194,12 +189,20 @@ def whole_layer(
             **kwargs,
         )
         return out
-    out = call(_WholeLayer, hidden_states, _prepare(layer, hidden_states, attention_mask), *_parameters(layer))
-    return out
+    how = _prepare(module, layer, hidden_states, attention_mask, lines)
+    out = call(_WholeLayer, hidden_states, how, *_parameters(layer))
+    return out if lines is None else lines.carry_on(module, out)
 
 
 @unwatched
-def _obstacle(module: Any, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any]) -> str:
+def _obstacle(
+    module: Any,
+    layer: _Layer,
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    lines: Lines | None,
+    kwargs: dict[str, Any],
+) -> str:
     """Say why the layer's modules have to be called; empty where they need not."""
     own, copies = layer.attention, layer.products.copies
     if has_global_hooks():
@@ -217,11 +220,13 @@ def _obstacle(module: Any, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | 
         return "no mask says which keys are seen"
     if mask is not None and not hasattr(mask, "headstart_seen"):
         return "the mask is not made by transformers' interface"
+    if mask is not None and lines is None and (mask.shape[0], mask.shape[-1]) != x.shape[:2]:
+        return "the mask is for other keys"  # the kernels would read behind the last
     if module.chunk_size_feed_forward or (module.gradient_checkpointing and module.training):
         return "it is computed in pieces, or again in the backward pass"
-    if x.ndim != 3 or own.attention_head_size % 16 or not has_row_keys(len(x)):
+    if x.ndim != 3 or own.attention_head_size % 16 or not has_row_keys(len(x) if lines is None else lines.shape[0]):
         return "the tensors have no rows of tokens"
-    if num_queries(own, x.shape[1]) != x.shape[1]:
+    if lines is None and num_queries(own, x.shape[1]) != x.shape[1]:
         return "the first token is enough"
     for block in layer.blocks:
         obstacle = norm_obstacle(block.LayerNorm, x)
@@ -246,13 +251,19 @@ def _parameters(layer: _Layer) -> list[torch.Tensor]:
 
 
 @unwatched
-def _prepare(layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> _Call:
+def _prepare(
+    module: nn.Module, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None, lines: Lines | None
+) -> _Call:
     own, copies = layer.attention, layer.products.copies
     assert copies is not None
-    batch, length, _ = x.shape
+    batch, length = x.shape[:2] if lines is None else lines.shape
+    gives_firsts = lines is not None and lines.end_with(module)
+    places = None if lines is None or gives_firsts else lines.places
 
     def drops(drawing: nn.Module, probability: float) -> Drops:
-        return Drops(draw_row_keys(drawing, batch), probability) if drawing.training and probability else NO_DROPS
+        if not (drawing.training and probability):
+            return NO_DROPS
+        return Drops(draw_row_keys(drawing, batch), probability, places)
 
     joined = layer.linears[:3]
     out, inner, last = (Operands(*copies.operands(one.weight), copies.of(one.bias)) for one in layer.linears[3:])
@@ -263,7 +274,9 @@ def _prepare(layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> _Call
         out=out,
         inner=inner,
         last=last,
-        keys=KeyMask.of(None, batch, length) if seen is None else seen.keys,
+        keys=_keys(seen, lines, batch, length),
+        lines=lines,
+        gives_firsts=gives_firsts,
         causal=seen is not None and seen.causal,
         window=None if seen is None else seen.window,
         scale=float(own.scaling),
@@ -276,35 +289,49 @@ def _prepare(layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> _Call
     )
 
 
+def _keys(seen: Any, lines: Lines | None, batch: int, length: int) -> KeyMask:
+    if lines is not None:
+        return lines.keys
+    keys: KeyMask = KeyMask.of(None, batch, length) if seen is None else seen.keys
+    return keys
+
+
 class _WholeLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, how: _Call, *parameters: torch.Tensor) -> torch.Tensor:
         *_, out_norm, out_shift, _, _, _, _, last_norm, last_shift = parameters
         batch, length, width = x.shape
+        lines = how.lines
         flat = x.reshape(-1, width).to(torch.bfloat16).contiguous()
         qkv = multiply(flat, how.qkv.forward, how.qkv.bias)
         attended, statistics = attend(
             *_heads(qkv, batch, how.heads), how.keys,
             scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
+            num_queries=1 if how.gives_firsts else None,
         )  # fmt: skip
-        attended = attended.transpose(1, 2).view(len(flat), -1)
+        attended, rest = attended.transpose(1, 2).view(len(flat), -1), flat
+        if lines is not None:
+            attended[lines.num_tokens :] = 0.0  # no row has written there
+        if lines is not None and how.gives_firsts:
+            attended, rest, length = attended[lines.starts], flat[lines.starts], 1
         first = multiply(attended, how.out.forward, how.out.bias)
         middle, first_statistics = drop_add_norm(
-            first, flat, out_norm, out_shift, how.epsilons[0], length, how.drops[1]
+            first, rest, out_norm, out_shift, how.epsilons[0], length, how.drops[1]
         )
         inner = multiply(middle, how.inner.forward, how.inner.bias)
         slopes = torch.empty_like(inner) if how.has_backward else None
-        activated = gelu(inner, slopes, approximate=how.approximate)
+        # Over what it is computed from, which nobody needs again: memory that is in the cache already.
+        activated = gelu(inner, slopes, approximate=how.approximate, out=inner)
         second = multiply(activated, how.last.forward, how.last.bias)
         out, second_statistics = drop_add_norm(
             second, middle, last_norm, last_shift, how.epsilons[1], length, how.drops[2]
         )
-        ctx.how, ctx.shape, ctx.dtype = how, x.shape, x.dtype
+        ctx.how, ctx.shape, ctx.dtype, ctx.length = how, x.shape, x.dtype, length
         ctx.save_for_backward(
             flat, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated, second,
             second_statistics, last_norm,
         )  # fmt: skip
-        return out.view(x.shape).to(how.result)
+        return out.view(-1 if how.gives_firsts else batch, length, width).to(how.result)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -313,35 +340,47 @@ class _WholeLayer(torch.autograd.Function):
             flat, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated, second,
             second_statistics, last_norm,
         ) = ctx.saved_tensors  # fmt: skip
-        how, (batch, length, _) = ctx.how, ctx.shape
+        how, lines, length, batch = ctx.how, ctx.how.lines, ctx.length, ctx.shape[0]
         needs_x, _, *needed = ctx.needs_input_grad
 
         def weight(index: int, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
             return multiply_transposed(grad, x) if needed[index] else None
 
-        grad = gradients[0].reshape(flat.shape).to(flat.dtype).contiguous()
+        grad = gradients[0].reshape(second.shape).to(flat.dtype).contiguous()
         grad_rest, grad, of_second = drop_add_norm_backward(
             grad, second, last_norm, second_statistics, length, how.drops[2]
         )
         last_weight = weight(12, grad, activated)
-        grad = gelu_backward(multiply(grad, how.last.backward), slopes)
+        grad = multiply(grad, how.last.backward)
+        grad = gelu_backward(grad, slopes, out=grad)
         inner_weight, inner_bias = weight(10, grad, middle), add_columns(grad)
         grad = multiply(grad, how.inner.backward).add_(grad_rest)
         grad_rest, grad, of_first = drop_add_norm_backward(
             grad, first, out_norm, first_statistics, length, how.drops[1]
         )
         out_weight = weight(6, grad, attended)
-        grad = multiply(grad, how.out.backward).view(batch, length, how.heads, -1)
+        grad = multiply(grad, how.out.backward)
+        if how.gives_firsts:  # nobody reads what stands at the others, which were not asked
+            grad = torch.empty(len(flat), grad.shape[1], dtype=grad.dtype).index_copy_(0, lines.starts, grad)
+        grad = grad.view(batch, -1, how.heads, grad.shape[1] // how.heads)
         joined = torch.empty_like(qkv)
         attend_backward(
             grad.transpose(1, 2), *_heads(qkv, batch, how.heads), statistics, how.keys,
             _heads(joined, batch, how.heads),
             scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
+            num_queries=1 if how.gives_firsts else None,
         )  # fmt: skip
+        if lines is not None:
+            joined[lines.num_tokens :] = 0.0
         grad_x = None
         if needs_x:
             # Added in the input's dtype, as autograd adds what comes back on two ways.
-            grad_x = multiply(joined, how.qkv.backward).to(ctx.dtype).add_(grad_rest).view(ctx.shape)
+            grad_x = multiply(joined, how.qkv.backward).to(ctx.dtype)
+            if how.gives_firsts:
+                grad_x.index_add_(0, lines.starts, grad_rest.to(ctx.dtype))
+            else:
+                grad_x.add_(grad_rest)
+            grad_x = grad_x.view(ctx.shape)
         parts = joined.shape[1] // 3
         weights = multiply_transposed(joined, flat).split(parts) if any(needed[:3]) else (None,) * 3
         return (
