@@ -6,7 +6,7 @@
 Two limits are measured first: the rate of matrix products (torch.mm over the model's own shapes and over matrices of
 2048, in bfloat16 and float32, the best of several tries), and the rate at which memory is copied. Then steps of made-up
 rows as long as MRPC's pairs: "before" is a plain PyTorch loop under bfloat16 autocast with the fused AdamW and rows in
-random order, "after" is headstart's whole fast path, but for the part that leaves arithmetic out (first_token). They
+random order, "after" is headstart's fast path without the part that leaves arithmetic out (first_token). They
 take turns in one process.
 
 The arithmetic of a step is that of its matrix products over tokens that are not padding: 2 x rows x columns x inner
@@ -26,7 +26,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from measuring import alternate, draw_table, fill_by_form, make_parser, spread, summarise, tell
@@ -221,9 +220,11 @@ def profile(training: Training, batches: Sequence[np.ndarray]) -> dict[str, floa
 
 def measure_steps(arguments: argparse.Namespace, model: Any, rows: Rows, batch_size: int) -> dict[str, Any]:
     """Time and profile steps before and after."""
-    from training_steps import PLAIN, WHOLE, open_training, seconds_of
+    from training_steps import PLAIN, fast_setting, open_training, seconds_of
 
-    settings = {BEFORE: PLAIN, AFTER: replace(WHOLE, parts=WHOLE.parts - {"first_token"})}
+    from headstart.recipe import FAST_PARTS
+
+    settings = {BEFORE: PLAIN, AFTER: fast_setting(set(FAST_PARTS) - {"first_token", "padding_free"})}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     groups: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     for number, name in alternate(list(settings), arguments.rounds):

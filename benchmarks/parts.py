@@ -12,8 +12,9 @@ beside "no parts", "all but it" beside "the whole".
 
 A part that needs another is measured with it, and left out with those that need it: bf16_weights, packed_weights,
 joined_qkv and lazy_rows need optimizer_pass; packed_weights and joined_qkv need bf16_weights; whole_layers needs
-joined_qkv, attention, norms and gelu; padding_free needs whole_layers and first_token. Batches of rows of like length,
-and memory that is kept while computing, are parts of the training and not of the model, and stand in the same table.
+joined_qkv, attention, norms and gelu; padding_free needs whole_layers and first_token, and where it is left out, rows
+of like length share a batch. Such batches alone, and memory that is kept while computing, are parts of the training and
+not of the model, and stand in the same table.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: float) -> dict[str, Setting]:
     """Give what is measured, by name: "alone: PART", "all but: PART", and the whole forms."""
-    from training_steps import NO_PARTS, PLAIN, WHOLE
+    from training_steps import NO_PARTS, PLAIN, fast_setting
 
     from headstart.recipe import FAST_PARTS
 
     of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers", "padding_free")
     other = {"bf16": ("onednn_float32",), "fp32": of_bfloat16}[arguments.precision]
     parts = [name for name in FAST_PARTS if name not in other]
-    whole = replace(WHOLE, parts=frozenset(parts))
+    whole = fast_setting(parts)
     settings = {"PyTorch": PLAIN, "no parts": NO_PARTS}
     chosen = [name for name in [*parts, "length_order", "kept_memory"] if name in (arguments.only or [name])]
     for name in chosen if not arguments.short else []:
@@ -82,13 +83,13 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
     settings["the whole"] = whole
     for name in chosen:
         if name in parts:
-            without = {name, *(other for other, needs in NEEDS.items() if name in needs)}
-            settings[f"all but: {name}"] = replace(whole, parts=whole.parts - without)
-    if "length_order" in chosen:
-        settings["all but: length_order"] = replace(whole, order="random")
+            left = whole.parts - {name, *(other for other, needs in NEEDS.items() if name in needs)}
+            settings[f"all but: {name}"] = fast_setting(left)
     if "kept_memory" in chosen:
         settings["all but: kept_memory"] = replace(whole, keeps_memory=False)
-    settings["the whole, a budget of tokens"] = replace(whole, tokens_per_batch=round(batch_size * mean_length))
+    settings["the whole, a budget of tokens"] = replace(
+        whole, order="length", tokens_per_batch=round(batch_size * mean_length)
+    )
     settings["the whole, one thread"] = replace(whole, threads=1)
     settings["PyTorch, one thread"] = replace(PLAIN, threads=1)
     return {name: replace(setting, precision=arguments.precision) for name, setting in settings.items()}

@@ -33,6 +33,7 @@ def summarise_plan(
     device: Device,
     run_dir: Path,
     notes: list[str],
+    leaves_padding_out: bool,
 ) -> PlanSummary:
     """Collect what a person reads before the first step.
 
@@ -45,12 +46,17 @@ def summarise_plan(
         device: where it computes.
         run_dir: where the run goes.
         notes: what was decided on the way.
+        leaves_padding_out: the layers get no padding.
     """
     train = data.splits["train"]
     tokens = train.encoded()
     lengths = np.asarray(tokens.lengths)
     full_lengths = np.asarray(tokens.full_lengths)
-    padding = padding_fraction(lengths, [rows for update in batches.updates(0) for rows in update])
+    first_epoch = [rows for update in batches.updates(0) for rows in update]
+    padding, pairs = 0.0, int((lengths.astype(np.int64) ** 2).sum())
+    if not leaves_padding_out:
+        padding = padding_fraction(lengths, first_epoch)
+        pairs = sum(len(rows) * int(lengths[rows].max()) ** 2 for rows in first_epoch)
     epochs = recipe.train.epochs or derived["total_steps"] / derived["steps_in_epoch"]
     counts = np.bincount(train.targets[train.targets >= 0], minlength=len(data.task.label_names))
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -92,11 +98,12 @@ def summarise_plan(
         total_steps=derived["total_steps"],
         rows_per_step=rows_per_step,
         padding_fraction=padding,
+        order=batches.order,
         estimated_seconds=estimate_seconds(
             parameters - embeddings,
             trained_tokens // derived["processes"],
             _evaluated_tokens(recipe, data, float(epochs)) // derived["processes"],
-            int(_attention_weights(loaded, lengths, batches) * epochs) // derived["processes"],
+            int(_attention_weights(loaded, pairs) * epochs) // derived["processes"],
             device,
             cache_dir("machine"),
         ),
@@ -113,12 +120,10 @@ def summarise_plan(
     )
 
 
-def _attention_weights(loaded: LoadedModel, lengths: np.ndarray, batches: BatchPlan) -> int:
-    """Count the elements of the attention weights of one epoch, padding included."""
+def _attention_weights(loaded: LoadedModel, pairs: int) -> int:
+    """Count the elements of the attention weights that pairs of tokens have."""
     config = loaded.model.config
-    per_pair = getattr(config, "num_hidden_layers", 0) * getattr(config, "num_attention_heads", 0)
-    pairs = sum(len(rows) * int(lengths[rows].max()) ** 2 for update in batches.updates(0) for rows in update)
-    return per_pair * pairs
+    return pairs * getattr(config, "num_hidden_layers", 0) * getattr(config, "num_attention_heads", 0)
 
 
 def _evaluated_tokens(recipe: Recipe, data: ReadData, epochs: float) -> int:

@@ -313,21 +313,6 @@ def _plan(
     limit: int,
     num_processes: int,
 ) -> Plan:
-    tokens = data.splits["train"].encoded()
-    lengths = np.asarray(tokens.lengths)
-    batches = BatchPlan(
-        lengths,
-        batch_size=recipe.train.batch_size,
-        tokens_per_batch=recipe.train.tokens_per_batch,
-        order=recipe.train.order,
-        accumulation=recipe.train.accumulation,
-        seed=recipe.train.seed,
-    )
-    total_steps = recipe.train.max_steps or batches.total_steps(recipe.train.epochs or 1.0)
-    steps_in_epoch = batches.steps_in_epoch(0)
-    warmup_steps = parse_duration(recipe.optim.warmup).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
-    longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
-    max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
     device.apply_threads()
     fast = start_fast_path(
         loaded.model.to(device.torch_device),  # type: ignore[arg-type]
@@ -337,6 +322,26 @@ def _plan(
         is_sharded=is_sharded(num_processes),
         adds_gradients=num_processes > 1 or recipe.train.accumulation > 1,
     )
+    order = recipe.train.order
+    if order == "auto":
+        # A model learns more from rows in random order; a budget of tokens counts padding.
+        order = "random" if fast.leaves_padding_out and recipe.train.tokens_per_batch is None else "length"
+        recipe = recipe.replace({"train.order": order})
+    tokens = data.splits["train"].encoded()
+    lengths = np.asarray(tokens.lengths)
+    batches = BatchPlan(
+        lengths,
+        batch_size=recipe.train.batch_size,
+        tokens_per_batch=recipe.train.tokens_per_batch,
+        order=order,
+        accumulation=recipe.train.accumulation,
+        seed=recipe.train.seed,
+    )
+    total_steps = recipe.train.max_steps or batches.total_steps(recipe.train.epochs or 1.0)
+    steps_in_epoch = batches.steps_in_epoch(0)
+    warmup_steps = parse_duration(recipe.optim.warmup).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
+    longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
+    max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
     unkeyed = _unkeyed_draws(loaded, data, device)
     derived: dict[str, Any] = {
         "total_steps": total_steps,
@@ -365,7 +370,9 @@ def _plan(
             f"random numbers that depend on the micro-batch, not on the row alone: {', '.join(unkeyed[:3])}{others}; "
             "other micro-batches give other numbers"
         )
-    summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes])
+    summary = summarise_plan(
+        recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes], fast.leaves_padding_out
+    )
     return Plan(
         recipe, derived, data, loaded, fast, batches, device, total_steps, derived["warmup_steps"], scores, summary,
         run_dir, resume, debug, num_processes, changes=changes,

@@ -233,7 +233,7 @@ class TrainSection(_Section):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
     accumulation: Annotated[int, Field(ge=1)] = 1
-    order: Literal["length", "random", "sequential"] = "length"
+    order: Literal["auto", "length", "random", "sequential"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     fast: bool | dict[str, bool] = True

@@ -9,10 +9,10 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, WeightedRandomSampler
 
 from headstart.drop_in.losses import uses_argument
-from headstart.drop_in.orders import LengthOrder, SeededRandomSampler
+from headstart.drop_in.orders import FastOrder, SeededRandomSampler
 from headstart.drop_in.plans import plan_of
 from headstart.drop_in.row_plan import RowPlan
 from headstart.drop_in.stream_plan import StreamPlan, num_rows_of, part_of_batch
@@ -50,13 +50,25 @@ def test_the_shuffled_order_is_that_of_accelerate(num_rows: int, epoch: int, see
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 7), st.booleans())
 def test_rows_by_length_come_once_an_epoch(lengths: list[int], batch_size: int, drop_last: bool) -> None:
-    order = LengthOrder(np.array(lengths), batch_size, drop_last, seed=0)
+    order = FastOrder(np.array(lengths), batch_size, drop_last, seed=0)
     batches = list(order)
     rows = [row for batch in batches for row in batch]
     assert len(set(rows)) == len(rows) and len(batches) == len(order)
     assert set(rows) == set(range(len(lengths))) or (drop_last and len(rows) == len(lengths) // batch_size * batch_size)
     order.set_epoch(1)
     assert sorted(row for batch in order for row in batch) == sorted(rows) or drop_last
+
+
+@given(st.integers(1, 30), st.integers(1, 7), st.booleans(), st.integers(0, 3))
+def test_where_padding_is_free_rows_come_as_trainer_has_them(
+    num_rows: int, batch_size: int, drop_last: bool, epoch: int
+) -> None:
+    order = FastOrder(np.full(num_rows, 5), batch_size, drop_last, seed=3)
+    order.is_shuffled = True
+    rows = SeedableRandomSampler(range(num_rows), data_seed=3)
+    for sampler in (order, rows):
+        sampler.set_epoch(epoch)
+    assert list(order) == list(BatchSampler(rows, batch_size, drop_last)) and len(list(order)) == len(order)
 
 
 @given(st.integers(1, 23), st.integers(1, 5), st.integers(1, 3), st.integers(0, 25))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from headstart.models import random_bits
 from headstart.models.kernels import attention
-from headstart.models.kernels.attention import KeyMask, attend, attend_backward
+from headstart.models.kernels.attention import attend, attend_backward
 from headstart.models.kernels.drawing import Drops
+from headstart.models.kernels.key_mask import KeyMask
 from headstart.models.kernels.lowering import multiplies_bfloat16
 
 Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from headstart.models.dropout import RandomKey, keyed_randomness
-from headstart.models.kernels.attention import KeyMask, attend, attend_backward
+from headstart.models.kernels.attention import attend, attend_backward
 from headstart.models.kernels.drawing import NO_DROPS, Drops
 from headstart.models.kernels.elementwise import drop, drop_add_norm, drop_add_norm_backward
+from headstart.models.kernels.key_mask import KeyMask
 from headstart.models.speed import speed_up
 from headstart.models.swaps import padding_free
 from headstart.models.swaps.padding_free import PART, Lines

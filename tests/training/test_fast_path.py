@@ -102,7 +102,7 @@ def test_the_run_says_what_was_on_and_its_model_knows_nothing_of_it(settings: Se
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_losses_are_those_of_the_models_own_way(settings: Settings, tmp_path: Path, precision: str) -> None:
-    settings["train.precision"] = precision
+    settings |= {"train.precision": precision, "train.order": "random"}
     fast = finish(settings, tmp_path / "fast")["log"]
     plain = finish({**settings, "train.fast": False}, tmp_path / "plain")["log"]
     tolerance = 1e-5 if precision == "fp32" else 2e-2
@@ -145,7 +145,7 @@ def test_onednn_is_told_to_remember_more_products(
 def test_another_optimizer_than_adamw_leaves_the_copies_out(settings: Settings, tmp_path: Path) -> None:
     fast = start({**settings, "train.precision": "bf16", "optim.name": "sgd"}, tmp_path / "run")._plan.derived["fast"]
     assert fast["optimizer_pass"] == "not used: the optimizer is SGD"
-    assert fast["bf16_weights"] == fast["joined_qkv"] == "not used: needs optimizer_pass"
+    assert fast["bf16_weights"] == fast["joined_qkv"] == fast["padding_free"] == "not used: needs optimizer_pass"
     assert fast["norms"].startswith("used")
 
 
@@ -200,3 +200,31 @@ def test_undo_brings_every_row_up_to_date() -> None:
         weights.append(model.bert.embeddings.word_embeddings.weight.detach().clone())
         assert not any("forward" in module.__dict__ for module in model.modules())
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [
+        ({}, "random"),
+        ({"train.order": "sequential"}, "sequential"),
+        ({"train.batch_size": None, "train.tokens_per_batch": 128}, "length"),
+        ({"train.precision": "fp32"}, "length"),
+        ({"train.fast": False}, "length"),
+        ({"train.fast": {"padding_free": False}}, "length"),
+        ({"optim.name": "sgd"}, "length"),
+    ],
+)
+def test_rows_come_in_random_order_where_padding_costs_nothing(
+    settings: Settings, tmp_path: Path, given: Settings, order: str
+) -> None:
+    plan = start({**settings, "train.precision": "bf16", **given}, tmp_path / "run")._plan
+    assert plan.batches.order == plan.recipe.train.order == plan.summary.order == order
+    leaves_out = given.keys() <= {"train.order", "train.batch_size", "train.tokens_per_batch"}
+    assert plan.fast.leaves_padding_out == leaves_out
+    assert leaves_out == (plan.summary.padding_fraction == 0.0)
+
+
+def test_the_order_that_was_found_is_kept_by_the_run(settings: Settings, tmp_path: Path) -> None:
+    finish({**settings, "train.precision": "bf16"}, tmp_path / "run")
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert recipe["train"]["order"] == "random"

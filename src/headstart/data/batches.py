@@ -38,9 +38,9 @@ Order = Literal["length", "random", "sequential"]
 Rows = npt.NDArray[np.int64]
 """Row numbers of one batch, shape (B,)."""
 
-WINDOW_BATCHES = 50
-"""Batches sorted together. Padding on MRPC: 26 % in random batches of 8, 1.3 % in windows of 50
-batches."""
+WINDOW_BATCHES = 10
+"""Batches sorted together. Padding on MRPC: 26 % in random batches of 8, 5 % in windows of 10. In windows of 50 it is
+1.3 %, but batches of rows of nearly one length cost accuracy (docs/log.md, 2026-11-22)."""
 
 _STREAM = 0xBA7C4
 """Sets the random stream of the plan apart from others that are keyed by (seed, epoch) too."""

@@ -28,6 +28,12 @@ from headstart.display.layout import (
 
 __all__ = ["PlanSummary", "describe_fast_path", "show_plan"]
 
+_ORDERS = {
+    "length": "like lengths together",
+    "random": "in random order",
+    "sequential": "in the order of the rows",
+}
+
 
 @dataclass
 class PlanSummary:
@@ -48,7 +54,8 @@ class PlanSummary:
         epochs: passes over the training rows.
         total_steps: optimizer updates.
         rows_per_step: in words.
-        padding_fraction: share of padding in the first epoch's batches, 0 to 1.
+        padding_fraction: share of padding in what the layers compute in the first epoch, 0 to 1.
+        order: of the rows: "length", "random" or "sequential".
         estimated_seconds: of the whole training; None where there is no estimate.
         findings: (level, message) of what is remarkable in the rows.
         run_dir: where the run goes.
@@ -74,6 +81,7 @@ class PlanSummary:
     total_steps: int
     rows_per_step: str
     padding_fraction: float
+    order: str
     estimated_seconds: float | None
     findings: list[tuple[str, str]]
     run_dir: str
@@ -169,9 +177,10 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
         listed = ", ".join(names) + (f" and {more:,} more" if more else "")
         model.append("\n").append_text(plain(f"new, starting at random: {listed}", FAINT))
     epochs = f"{summary.epochs:.3g}"
+    padding = f"{summary.padding_fraction:.0%} padding" if summary.padding_fraction else "no padding"
     steps = (
         f"{count(summary.total_steps, 'step')} of {summary.rows_per_step}, {epochs} epoch"
-        f"{'' if epochs == '1' else 's'}, {summary.padding_fraction:.0%} padding"
+        f"{'' if epochs == '1' else 's'}, {_ORDERS[summary.order]}, {padding}"
     )
     threads = f", {count(summary.threads, 'thread')}" if summary.device == "cpu" else ""
     processes = f"{summary.processes} processes, each on " if summary.processes > 1 else ""

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import IterableDatasetShard, LengthGroupedSam
 from transformers.trainer_utils import RemoveColumnsCollator, has_length, unwrap_peft_model
 
 from headstart.drop_in.attributes import TrainerAttributes, library_logger
-from headstart.drop_in.orders import LengthOrder, SeededRandomSampler
+from headstart.drop_in.orders import FastOrder, SeededRandomSampler
 from headstart.errors import ColumnError, DataError, suggest
 
 __all__ = ["DataLoaders"]
@@ -49,7 +49,7 @@ class DataLoaders(TrainerAttributes):
             return DataLoader(dataset, batch_size=self._train_batch_size, **options)
         drop_last = self.args.dataloader_drop_last
         if self._mode == "fast" and self._leaves_order_to_headstart():
-            order = LengthOrder(self._lengths(dataset), self._train_batch_size, drop_last, self._data_seed)
+            order = FastOrder(self._lengths(dataset), self._train_batch_size, drop_last, self._data_seed)
             return DataLoader(dataset, batch_sampler=order, **options)
         sampler = self._get_train_sampler(self.train_dataset)
         if type(sampler) is RandomSampler and not sampler.replacement and sampler.generator is None:

@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_loss, find_labels
 
 from headstart.drop_in.attributes import library_logger
 from headstart.drop_in.hub_and_search import HubAndSearch
+from headstart.drop_in.orders import FastOrder
 from headstart.errors import ModelError, RecipeError
 from headstart.models.dropout import recompute_contexts
 from headstart.models.hardware import has_fast_bfloat16
@@ -94,8 +95,12 @@ class ModelIntake(HubAndSearch):
                 )
             self.label_smoother = LabelSmoother(epsilon=self.args.label_smoothing_factor)
 
-    def _start_fast_path(self) -> None:
-        """Let model and optimizer compute by the fast path's parts, where it is asked for."""
+    def _start_fast_path(self, dataloader: Any) -> None:
+        """Let model and optimizer compute by the fast path's parts, where it is asked for.
+
+        Args:
+            dataloader: of the training; where padding costs nothing, the order of its rows is as Trainer's.
+        """
         if self._mode != "fast":
             return
         args = self.args
@@ -104,6 +109,9 @@ class ModelIntake(HubAndSearch):
             library_logger.info("headstart: making the kernels for this processor (once, up to half a minute)")
         self._fast = take_over(self.model, self.optimizer, self._device, adds_gradients=adds)
         self.optimizer = self._fast.optimizer
+        order = getattr(dataloader, "batch_sampler", None)
+        if isinstance(order, FastOrder):
+            order.is_shuffled = self._fast.leaves_padding_out
         for part, words in describe_parts(self._fast.parts).items():
             library_logger.info("headstart, %s: %s", part, words)
 

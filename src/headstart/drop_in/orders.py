@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from headstart.data.batches import plan_batches
 
-__all__ = ["LengthOrder", "SeededRandomSampler"]
+__all__ = ["FastOrder", "SeededRandomSampler"]
 
 
 class SeededRandomSampler(RandomSampler):
@@ -47,14 +47,20 @@ class SeededRandomSampler(RandomSampler):
         return super().__iter__()
 
 
-class LengthOrder(BatchSampler):
-    """Deals rows of like length together, as headstart's own batches are; see `data.batches.plan_batches`.
+class FastOrder(BatchSampler):
+    """Deals rows as headstart's own batches are.
+
+    Where padding costs nothing that is the order of transformers' Trainer, else rows of like length together (see
+    `data.batches.plan_batches`).
 
     Args:
         lengths: number of tokens of each row, shape (N,).
         batch_size: rows of a batch.
         drop_last: leave out a last short batch.
         seed: as for the shuffled order.
+
+    Attributes:
+        is_shuffled: padding costs nothing. To be set before the first epoch, when it is known.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, drop_last: bool, seed: int) -> None:
@@ -62,6 +68,7 @@ class LengthOrder(BatchSampler):
         self.lengths = lengths
         self.seed = seed
         self.epoch = 0
+        self.is_shuffled = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches are given next."""
@@ -69,5 +76,9 @@ class LengthOrder(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Give the batches of the epoch."""
+        if self.is_shuffled:
+            rows = SeededRandomSampler(self.lengths, self.seed)
+            rows.set_epoch(self.epoch)
+            return iter(BatchSampler(rows, self.batch_size, self.drop_last))
         batches = plan_batches(self.lengths, batch_size=self.batch_size, seed=self.seed, epoch=self.epoch)
         return (batch.tolist() for batch in batches if not self.drop_last or len(batch) == self.batch_size)

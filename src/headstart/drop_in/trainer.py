@@ -280,7 +280,7 @@ class Trainer(ModelIntake):
         if type(self).create_optimizer_and_scheduler is not Trainer.create_optimizer_and_scheduler:
             self.create_optimizer_and_scheduler(extent.max_steps)
         self.create_optimizer()
-        self._start_fast_path()
+        self._start_fast_path(dataloader)
         self.create_scheduler(num_training_steps=extent.max_steps)
         self._groups_at_start = self._numbers_of_groups()
         self.model_wrapped = self.model

@@ -15,6 +15,7 @@ import torch
 
 from headstart.models.kernels import are_compiled
 from headstart.models.speed import PARTS, Part, SpeedUp, speed_up
+from headstart.models.swaps.padding_free import PART as PADDING_FREE
 from headstart.recipe import FAST_PARTS, OptimSection
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
@@ -37,6 +38,11 @@ class FastPath:
     optimizer: torch.optim.Optimizer
     parts: list[Part]
     handle: SpeedUp | None = None
+
+    @property
+    def leaves_padding_out(self) -> bool:
+        """Whether padding costs next to nothing, so that rows of any length may share a batch."""
+        return any(part.name == PADDING_FREE and part.on for part in self.parts)
 
     def undo(self) -> None:
         """Leave the model as an ordinary one, with its weights up to date."""
@@ -108,7 +114,7 @@ def _join(handle: SpeedUp, optimizer: torch.optim.Optimizer, adds_gradients: boo
                 parameter.grad_dtype = torch.bfloat16
     found = {part.name: part for part in [*handle.parts, *optimizer_parts(optimizer)]}
     if handle.copies is not None and not handle.copies.kept_by_optimizer:
-        for name in ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers"):
+        for name in ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers", PADDING_FREE):
             if found[name].on:
                 found[name] = replace(found[name], on=False, places=0, reason="needs optimizer_pass")
     return FastPath(optimizer, [found[name] for name in FAST_PARTS], handle)

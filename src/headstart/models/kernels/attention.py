@@ -20,6 +20,7 @@ from numba import njit
 
 from headstart.models.kernels.drawing import Drops, split_key
 from headstart.models.kernels.forms import Form, transpose
+from headstart.models.kernels.key_mask import MASKED, KeyMask
 from headstart.models.kernels.launch import Kernel, bits_of, float_of, kernel, num_workers, number_at
 from headstart.models.kernels.lowering import multiplies_bfloat16
 from headstart.models.kernels.vectors import (
@@ -39,10 +40,9 @@ from headstart.models.kernels.vectors import (
     total,
 )
 
-__all__ = ["KeyMask", "attend", "attend_backward"]
+__all__ = ["attend", "attend_backward"]
 
 _BLOCK = 32  # queries whose scores are in memory at a time
-_MASKED = -1e30  # finite, so that what is subtracted from itself gives no NaN
 _NOTHING_SEEN = -1e29
 
 
@@ -105,7 +105,7 @@ def _make_forward(form: Form) -> Kernel:
         transpose(taken, keys_across, padded, words)
         take(taken, _head_of(v, v_batch, v_head, v_row, row, head, begin, size), v_row, count, padded, dim)
         values = pair(taken, paired, padded, dim)
-        masked, scales = splat(np.float32(_MASKED)), splat(float_of(scale))
+        masked, scales = splat(np.float32(MASKED)), splat(float_of(scale))
         place = _head_of(out, out_batch, out_head, out_row, row, head, begin, size)
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
@@ -219,7 +219,7 @@ def _make_backward(form: Form) -> Kernel:
         take(taken, _head_of(k, k_batch, k_head, k_row, row, head, begin, size), k_row, count, padded, dim)
         transpose(taken, keys_across, padded, words)
         key_lines = pair(taken, paired_keys, padded, dim)
-        masked, nothing, scales = splat(np.float32(_MASKED)), splat(np.float32(0.0)), splat(float_of(scale))
+        masked, nothing, scales = splat(np.float32(MASKED)), splat(np.float32(0.0)), splat(float_of(scale))
         grad_place = _head_of(grad_q, gq_batch, gq_head, gq_row, row, head, begin, size)
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
@@ -301,48 +301,6 @@ def _form_of(dtype: torch.dtype, dim: int) -> Form:
     if dtype == torch.float32:
         return floats
     return pairs if multiplies_bfloat16() and dim % 32 == 0 else halves
-
-
-class KeyMask:
-    """Which keys a row's queries may look at.
-
-    Args:
-        num_keys: int64, shape (B,): keys from there on are padding.
-        bias: float32, shape (B, K) with K a multiple of 16 and at least the length: added to the scores of a key, for
-            masks that are not padding on the right; None adds nothing.
-        starts: int64, shape (B,): where the tokens of each row begin, when they lie one after the other without
-            padding; None is rows of one length.
-    """
-
-    def __init__(
-        self, num_keys: torch.Tensor, bias: torch.Tensor | None = None, starts: torch.Tensor | None = None
-    ) -> None:
-        self.num_keys, self.bias, self.starts = num_keys, bias, starts
-
-    @classmethod
-    def of(cls, mask: torch.Tensor | None, batch_size: int, length: int) -> KeyMask:
-        """Read a mask, shape (B, length), that is true (or not 0) where a key may be looked at; None is all of them."""
-        if mask is None:
-            return cls(torch.full((batch_size,), length, dtype=torch.int64))
-        seen = mask[:, :length].to(torch.bool)
-        places = torch.arange(1, length + 1)
-        num_keys = (seen * places).amax(1).clamp_(min=1)
-        if bool((seen.sum(1) == num_keys).all()):
-            return cls(num_keys)
-        bias = torch.zeros((batch_size, -(-length // 16) * 16), dtype=torch.float32)
-        bias[:, :length].masked_fill_(~seen, _MASKED)
-        return cls(num_keys, bias)
-
-    def numbers(self) -> tuple[int, int, int, int]:
-        """Give what kernels take."""
-        starts = 0 if self.starts is None else self.starts.data_ptr()
-        if self.bias is None:
-            return self.num_keys.data_ptr(), starts, 0, 0
-        return self.num_keys.data_ptr(), starts, self.bias.data_ptr(), self.bias.shape[1]
-
-    def shape_of(self, q: torch.Tensor) -> tuple[int, int]:
-        """Give the number of rows and the tokens of the longest, for queries of shape (B, heads, T, D)."""
-        return (q.shape[0], q.shape[2]) if self.starts is None else (len(self.starts), int(self.num_keys.max()))
 
 
 # An area for each thread that calls, because it may call while another one waits for its kernel.

@@ -17,8 +17,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from headstart.models.dropout import draw_row_keys, has_row_keys
-from headstart.models.kernels.attention import KeyMask, attend, attend_backward
+from headstart.models.kernels.attention import attend, attend_backward
 from headstart.models.kernels.drawing import NO_DROPS, Drops
+from headstart.models.kernels.key_mask import KeyMask
 from headstart.models.swaps.first_token import num_queries
 from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.swaps.varlen import attend_unpadded, is_padded_on_the_right, takes_unpadded

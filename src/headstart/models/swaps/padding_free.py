@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.models.kernels.attention import KeyMask
+from headstart.models.kernels.key_mask import KeyMask
 from headstart.models.swaps.first_token import knows_first_token, num_queries
 from headstart.models.swaps.swap import call, has_hooks, note, unwatched
 from headstart.models.swaps.upstream_text import family_of, hash_text

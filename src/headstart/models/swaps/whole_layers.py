@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from headstart.models.dropout import draw_row_keys, has_row_keys
-from headstart.models.kernels.attention import KeyMask, attend, attend_backward
+from headstart.models.kernels.attention import attend, attend_backward
 from headstart.models.kernels.drawing import NO_DROPS, Drops
 from headstart.models.kernels.elementwise import (
     add_columns,
@@ -30,6 +30,7 @@ from headstart.models.kernels.elementwise import (
     gelu,
     gelu_backward,
 )
+from headstart.models.kernels.key_mask import KeyMask
 from headstart.models.swaps.attention import NAME, UNKNOWN
 from headstart.models.swaps.first_token import num_queries
 from headstart.models.swaps.norms import norm_obstacle
