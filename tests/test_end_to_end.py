@@ -187,6 +187,10 @@ def test_resume_refuses_other_settings_and_other_data(tiny_csv: Path, tiny_model
             break
     with pytest.raises(RecipeError, match=r"train\.seed: 0 in the run, 5 given now"):
         plan_for(None, run_dir, tiny_model_dir, resume=True, train__seed=5)
+    with pytest.raises(RecipeError, match=r"train\.order: 'length' in the run, 'random' given now"):
+        plan_for(None, run_dir, tiny_model_dir, resume=True, train__order="random")
+    plan = plan_for(None, run_dir, tiny_model_dir, resume=True, train__order="auto")  # which is what it was
+    assert plan.recipe.train.order == "length"
     with tiny_csv.open("a") as file:
         file.write("a lovely night,good\n")
     with pytest.raises(CheckpointError, match="data: train was"):

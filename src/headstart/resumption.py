@@ -60,7 +60,7 @@ def resumed_recipe(
             old = own[section][name]
             if name == "columns":
                 old = {role: old.get(role) for role in new}
-            if old != new:
+            if old != new and (key, new) != ("train.order", "auto"):  # the run has found what that is
                 changed[key] = (old, new)
     refused = changed.keys() - FREE_SETTINGS if "recipe" not in allow else set()
     if refused:

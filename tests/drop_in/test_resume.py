@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import headstart
 from forked import Forked
 from headstart.errors import CheckpointError
+from headstart.training.fast_path import FastPath
 from joined import join, start_joined
 from recording import difference, without_times
 from small_trainer import (
@@ -180,6 +181,31 @@ def test_a_model_of_the_library_resumed_with_masks_drawn_by_the_collator(tiny_mo
         resume_from_each(
             tmp_path / str(workers), make_model=make, given=given, dataloader_num_workers=workers, limit=2, **values
         )
+
+
+@pytest.mark.parametrize("was_free", [True, False])
+def test_the_order_of_the_fast_mode_is_kept_where_the_fast_path_is_another(
+    was_free: bool, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**row, "input_ids": row["input_ids"][: 2 + number % 4]} for number, row in enumerate(make_rows(30))]
+
+    def rows_trained_on(*, is_free: bool, resume: Any = None) -> list[list[list[int]]]:
+        batches: list[list[list[int]]] = []
+
+        def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            batches.append([row["input_ids"] for row in batch])
+            return transformers.default_data_collator([{**row, "input_ids": row["input_ids"][:2]} for row in batch])
+
+        monkeypatch.setattr(FastPath, "leaves_padding_out", property(lambda self: is_free))
+        options: dict[str, Any] = {"headstart": "fast", "rows": rows, "given": {"data_collator": collate}, **BY_STEPS}
+        train(OURS, tmp_path, model=make_bert(tiny_model_dir), resume=resume, **options)
+        return batches
+
+    whole = rows_trained_on(is_free=was_free)
+    first = checkpoints_of(tmp_path / OURS.name)[0]
+    assert rows_trained_on(is_free=not was_free, resume=str(first)) == whole[3:]
+    spread = max(max(map(len, batch)) - min(map(len, batch)) for batch in whole[:3])
+    assert (spread > 1) == was_free
 
 
 def test_rows_that_are_drawn_at_random_when_they_are_read(tmp_path: Path) -> None:

@@ -183,6 +183,24 @@ def with_an_adapter_in_the_last(model: Any) -> None:
     layers_of(model)[2].attention.self.value = nn.Sequential(layers_of(model)[2].attention.self.value)
 
 
+def with_a_forward_of_its_own(model: Any) -> None:
+    layer = layers_of(model)[1]
+    before = layer.forward
+    layer.forward = lambda x, *rest, **named: before(x * 1.0, *rest, **named)
+
+
+def with_the_last_attention_wrapped(model: Any) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, wrapped: nn.Module) -> None:
+            super().__init__()
+            self.wrapped = wrapped
+
+        def forward(self, *given: Any, **named: Any) -> Any:
+            return self.wrapped(*given, **named)
+
+    layers_of(model)[2].attention = Wrapped(layers_of(model)[2].attention)
+
+
 def with_pieces(model: Any) -> None:
     layers_of(model)[1].chunk_size_feed_forward = 4
 
@@ -193,6 +211,8 @@ def with_pieces(model: Any) -> None:
         (with_an_adapter, [(1, 64, HIDDEN)]),  # the third gets padded rows: its modules give the first token
         (with_an_adapter_in_the_first, [(3, 20, HIDDEN)]),
         (with_an_adapter_in_the_last, [(1, 64, HIDDEN)] * 2),
+        (with_a_forward_of_its_own, [(3, 20, HIDDEN)] * 2),
+        (with_the_last_attention_wrapped, [(1, 64, HIDDEN)] * 2),
         (with_pieces, [(1, 64, HIDDEN)]),
     ],
 )
@@ -221,7 +241,34 @@ def test_layers_that_were_taken_out_or_exchanged(lines_of_layers: list[tuple[int
         else:
             with torch.autocast("cpu", torch.bfloat16):
                 assert torch.equal(*(model.eval()(**make_batch("bert")).logits for model in (free, padded)))
-        assert all(shape[:2] == (3, 20) for shape in lines_of_layers)
+        assert {shape[:2] for shape in lines_of_layers} == {(3, 20)}
+
+
+def test_without_a_mask_nobody_sees_rows_that_lie_in_one_line() -> None:
+    padded, free = pair(num_hidden_layers=3)
+    for model in (padded, free):
+        with_a_forward_of_its_own(model)
+    assert_same(free, padded, {"input_ids": make_batch("bert")["input_ids"]})
+
+
+def test_an_encoder_that_is_wrapped_gets_padded_rows(lines_of_layers: list[tuple[int, ...]]) -> None:
+    models = pair()
+    for model in models:
+        base: Any = model.base_model
+        base.encoder = nn.DataParallel(base.encoder)
+    padded, free = models
+    lines_of_layers.clear()
+    assert_same(free, padded, make_batch("bert"))
+    assert {shape[:2] for shape in lines_of_layers} == {(3, 20)}
+
+
+def test_no_lines_are_made_where_pytorch_multiplies_or_there_are_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    padded, free = (model.eval() for model in pair())
+    made: list[int] = []
+    monkeypatch.setattr(Lines, "take", lambda self, x: made.append(1))
+    assert torch.equal(free(**make_batch("bert")).logits, padded(**make_batch("bert")).logits)
+    layer: Any = layers_of(free)[0]
+    assert padding_free.begin_lines(layer, torch.zeros(0, 20, HIDDEN), None) is None and not made
 
 
 def test_padding_on_the_left_stays(lines_of_layers: list[tuple[int, ...]]) -> None:
@@ -247,9 +294,14 @@ def test_an_encoder_with_other_words_is_left_alone(monkeypatch: pytest.MonkeyPat
 
 def test_undo_gives_padded_rows_back(lines_of_layers: list[tuple[int, ...]]) -> None:
     _, free = pair()
+    batch = make_batch("bert")
+    answer(free, batch)
+    assert lines_of_layers
     handle = speed_up(free, precision="bf16")
     handle.undo()
-    assert not any("_headstart_stack" in module.__dict__ for module in free.modules())
+    lines_of_layers.clear()
+    answer(free, batch)
+    assert not lines_of_layers and not any("_headstart_stack" in module.__dict__ for module in free.modules())
 
 
 def test_a_copy_takes_lines_of_its_own(lines_of_layers: list[tuple[int, ...]]) -> None:

@@ -111,7 +111,9 @@ class ModelIntake(HubAndSearch):
         self.optimizer = self._fast.optimizer
         order = getattr(dataloader, "batch_sampler", None)
         if isinstance(order, FastOrder):
-            order.is_shuffled = self._fast.leaves_padding_out
+            tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+            pads_right = getattr(tokenizer, "padding_side", "right") == "right"
+            order.is_shuffled = self._fast.leaves_padding_out and pads_right
         for part, words in describe_parts(self._fast.parts).items():
             library_logger.info("headstart, %s: %s", part, words)
 

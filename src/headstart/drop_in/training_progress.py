@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, sort_c
 
 from headstart.drop_in.checkpoints import Resumed
 from headstart.drop_in.extent import Extent
+from headstart.drop_in.orders import FastOrder
 from headstart.drop_in.plans import plan_of
 from headstart.drop_in.row_plan import RowPlan
 from headstart.drop_in.stream_plan import StreamPlan
@@ -54,6 +55,8 @@ class TrainingProgress:
             total_steps=extent.max_steps,
             seed=trainer._data_seed,
         )
+        order = getattr(dataloader, "batch_sampler", None)
+        self._order = order if isinstance(order, FastOrder) else None
         self.train_state = TrainState()
         self.first_step = 0
         self.epoch_end_is_due = False  # what follows from the end of an epoch is still to be done
@@ -69,6 +72,8 @@ class TrainingProgress:
         trainer._load_optimizer(folder)
         values = resumed.values
         self.train_state = TrainState.from_dict(values["train"]) if values else TrainState(step=resumed.step)
+        if self._order is not None and values:  # the rest of its epoch, whatever another machine would choose
+            self._order.is_shuffled = bool(values.get("is_shuffled", False))
         place = values.get("place")
         if place is None:
             epoch = resumed.step // self.extent.steps_in_epoch
@@ -117,6 +122,7 @@ class TrainingProgress:
             "learning_rate": self.learning_rate,
             "last_logged": self.last_logged,
             "epoch_end_is_due": self.epoch_end_is_due,
+            "is_shuffled": self._order is not None and self._order.is_shuffled,
         }
         best = trainer.state.best_global_step
         trainer._write_checkpoint(

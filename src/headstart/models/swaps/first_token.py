@@ -59,9 +59,15 @@ class FirstToken:
         recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.watched)
         is_seen = asked or recomputed or has_global_hooks() or any(map(has_hooks, self.watched))
         # Somebody may have taken layers out since, or changed their order.
-        layers = list(self.base.get_submodule(self.path)._modules.values())
+        layers = self._layers()
         is_last = layers[-1:] == [self.last] and layers.count(self.last) == 1
         self._thread = threading.get_ident() if is_last and not is_seen else None
+
+    def _layers(self) -> list[nn.Module | None]:
+        try:
+            return list(self.base.get_submodule(self.path)._modules.values())
+        except AttributeError:  # a module of another kind was put around them
+            return []
 
     def end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         """Forget it (a hook after the forward pass, also after one that failed)."""

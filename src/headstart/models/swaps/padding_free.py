@@ -33,7 +33,7 @@ _WHOLE_LAYERS = "whole_layers"  # the part that calls this one
 _TEXT = (("Encoder", "forward"),)
 _KNOWN = "14ed1adb58ca2d23f6bc8c968e448d9e047af600d5ebc5019c830aa7f27412c7"
 _STATE = "_headstart_stack"
-_STEPS = 32  # of the rounding, from a number to twice the number: at most a thirty-second is added
+_STEPS = 32  # of the rounding, from a number to twice the number: from 512 on, at most a thirty-second is added
 _SMALLEST_STEP = 16
 
 
@@ -121,15 +121,17 @@ class Stack:
 
     def __init__(self, encoder: Any) -> None:
         self.encoder, self.layers = encoder, list(encoder.layer)
+        self._last_attention = self.layers[-1].attention.self
 
     def begins_with(self, module: nn.Module) -> bool:
         """Say whether lines may be taken for this layer: it is the first, and all that follow hand them on."""
-        if module is not self.layers[0] or num_queries(self.layers[-1].attention.self, 2) != 1:
+        if module is not self.layers[0] or num_queries(self._last_attention, 2) != 1:
             return False
-        # Somebody may have taken layers out since, put others in, or want to be told what they give.
+        # Somebody may have taken layers out since, put others in, want to be told what they give, or call them himself.
         now = self.encoder.layer._modules.values()
         are_same = len(now) == len(self.layers) and all(map(operator.is_, now, self.layers))
-        return are_same and "forward" not in self.encoder.__dict__ and not any(map(has_hooks, self.layers))
+        are_called = "forward" not in self.encoder.__dict__ and all(map(_is_whole, self.layers))
+        return are_same and are_called and not any(map(has_hooks, self.layers))
 
 
 def lines_of(x: torch.Tensor) -> Lines | None:
@@ -147,7 +149,8 @@ def begin_lines(module: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -
         mask: as transformers' attention-mask interface has made it; None is no padding.
     """
     stack: Stack | None = module.__dict__.get(_STATE)
-    if stack is None or x.ndim != 3 or x.device.type != "cpu" or not stack.begins_with(module):
+    takes_lines = x.ndim == 3 and x.device.type == "cpu" and x.numel() > 0
+    if stack is None or not takes_lines or not stack.begins_with(module):
         return None
     if mask is None:
         return Lines(torch.full((len(x),), x.shape[1]), x.shape[1], stack)

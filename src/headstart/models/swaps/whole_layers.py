@@ -171,7 +171,7 @@ def whole_layer(
 ) -> torch.Tensor:
     """Stand for the forward pass of a layer."""
     lines = lines_of(hidden_states)
-    if lines is None:
+    if lines is None and _multiplies(layer):
         lines = begin_lines(module, hidden_states, attention_mask)
         hidden_states = hidden_states if lines is None else lines.take(hidden_states)
     obstacle = "it has a cache, or other hidden states to look at"
@@ -205,14 +205,14 @@ def _obstacle(
     kwargs: dict[str, Any],
 ) -> str:
     """Say why the layer's modules have to be called; empty where they need not."""
-    own, copies = layer.attention, layer.products.copies
+    own = layer.attention
     if has_global_hooks():
         return "hooks look on"
     for children, name, child in layer.places:
         # Somebody may have put an adapter, a hook or a function of his own there since.
         if children.get(name) is not child or not isinstance(child.__dict__.get("forward"), _OURS) or has_hooks(child):
             return f"{name} is not the model's own, or has hooks"
-    if not computes_in_bfloat16() or copies is None or not copies.covers(*_weights(layer)):
+    if not _multiplies(layer):
         return "its linear layers are computed by PyTorch"
     asked = kwargs.get("output_attentions") or any(kwargs.get(name) is not None for name in (*UNKNOWN, "is_causal"))
     if own.config._attn_implementation != NAME or asked:
@@ -234,6 +234,12 @@ def _obstacle(
         if obstacle:
             return obstacle
     return ""
+
+
+def _multiplies(layer: _Layer) -> bool:
+    """Say whether the layer's products go through the copies of its weights."""
+    copies = layer.products.copies
+    return computes_in_bfloat16() and copies is not None and copies.covers(*_weights(layer))
 
 
 def _weights(layer: _Layer) -> list[torch.Tensor]:
