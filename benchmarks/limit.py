@@ -23,9 +23,10 @@ rest.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from measuring import alternate, draw_table, fill_by_form, make_parser, spread, summarise, tell
@@ -47,14 +48,15 @@ GROUPS = (
 # The first of these words that an operation's name, or that of one it runs in, has says its group.
 _BY_ANCESTOR = {
     "optimizer and clipping": ("Optimizer.", "clip"),
-    "attention": ("_Attention", "scaled_dot_product", "flash_attention"),
+    "attention": ("_Attention", "scaled_dot_product", "flash_attention", "kernel attention"),
     "embeddings": ("_Lookup", "embedding", "Embedding"),
 }
 _BY_NAME = {
     "attention": ("bmm", "softmax", "matmul"),
     "matrix products": ("::mm", "addmm", "linear", "mkldnn::"),
     "optimizer and clipping": ("_fused_adam", "_foreach", "linalg_vector_norm"),
-    "casts and copies": ("copy_", "_to_copy", "::to", "contiguous", "clone", "::cat"),
+    "Python and the rest": ("_WholeLayer",),  # what its products and kernels leave
+    "casts and copies": ("kernel packing", "copy_", "_to_copy", "::to", "contiguous", "clone", "::cat"),
 }
 BEFORE, AFTER = "before", "after"
 
@@ -194,6 +196,26 @@ def group_of(event: Any) -> str:
     return "norms, activations, dropout"
 
 
+@contextlib.contextmanager
+def kernels_by_name() -> Iterator[None]:
+    """Let the profiler see headstart's own kernels, which are no operations of PyTorch's."""
+    import torch
+
+    from headstart.models.kernels.launch import Kernel
+
+    call = Kernel.__call__
+
+    def recorded(self: Kernel, *given: int) -> None:
+        with torch.profiler.record_function(f"kernel {self.name}"):
+            call(self, *given)
+
+    Kernel.__call__ = recorded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Kernel.__call__ = call  # type: ignore[method-assign]
+
+
 def profile(training: Training, batches: Sequence[np.ndarray]) -> dict[str, float]:
     """Give the seconds of each group in these steps, in the profiler's time."""
     import torch
@@ -206,7 +228,8 @@ def profile(training: Training, batches: Sequence[np.ndarray]) -> dict[str, floa
                 return clip(*given, **more)
 
         training.optimizer.clip = recorded  # type: ignore[attr-defined]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with kernels_by_name(), torch.profiler.profile(activities=activities) as profiler:
         started = time.perf_counter()
         for rows in batches:
             training.step(rows)
@@ -214,6 +237,7 @@ def profile(training: Training, batches: Sequence[np.ndarray]) -> dict[str, floa
     seconds = dict.fromkeys(GROUPS, 0.0)
     for event in profiler.events():
         seconds[group_of(event)] += event.self_cpu_time_total / 1e6
+    seconds[GROUPS[-1]] = 0.0
     seconds[GROUPS[-1]] = max(0.0, whole - sum(seconds.values()))
     return seconds
 
