@@ -110,19 +110,8 @@ def _make_forward(form: Form) -> Kernel:
         for start in range(0, asked, _BLOCK):
             rows = min(_BLOCK, asked - start)
             padded_rows = _round_up(rows, 8)
-            multiply(
-                queries + start * words * 4,
-                words,
-                1,
-                keys_across,
-                padded,
-                words,
-                scores,
-                padded,
-                padded_rows,
-                padded,
-                0,
-            )
+            first = start * words * 4
+            multiply(queries + first, words, 1, keys_across, padded, words, scores, padded, padded_rows, padded, 0)
             for index in range(rows):
                 query = start + index
                 line, weight_line = scores + index * padded * 4, weights + index * padded // per_word * 4

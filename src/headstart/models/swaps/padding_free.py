@@ -25,7 +25,16 @@ from headstart.models.swaps.first_token import knows_first_token, num_queries
 from headstart.models.swaps.swap import call, has_hooks, note, unwatched
 from headstart.models.swaps.upstream_text import family_of, hash_text
 
-__all__ = ["PART", "Lines", "Stack", "attach_padding_free", "begin_lines", "detach_padding_free", "lines_of"]
+__all__ = [
+    "PART",
+    "Lines",
+    "Stack",
+    "attach_padding_free",
+    "begin_lines",
+    "begins_stack",
+    "detach_padding_free",
+    "lines_of",
+]
 
 PART = "padding_free"
 _WHOLE_LAYERS = "whole_layers"  # the part that calls this one
@@ -123,9 +132,10 @@ class Stack:
         self.encoder, self.layers = encoder, list(encoder.layer)
         self._last_attention = self.layers[-1].attention.self
 
-    def begins_with(self, module: nn.Module) -> bool:
-        """Say whether lines may be taken for this layer: it is the first, and all that follow hand them on."""
-        if module is not self.layers[0] or num_queries(self._last_attention, 2) != 1:
+    @property
+    def hands_on(self) -> bool:
+        """Whether the layers may hand lines to one another in the call that is under way."""
+        if num_queries(self._last_attention, 2) != 1:
             return False
         # Somebody may have taken layers out since, put others in, want to be told what they give, or call them himself.
         now = self.encoder.layer._modules.values()
@@ -140,17 +150,22 @@ def lines_of(x: torch.Tensor) -> Lines | None:
     return lines
 
 
+def begins_stack(module: nn.Module) -> bool:
+    """Say whether a layer is the first of an encoder's, and may get lines in place of padded rows."""
+    stack: Stack | None = module.__dict__.get(_STATE)
+    return stack is not None and module is stack.layers[0]
+
+
 def begin_lines(module: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> Lines | None:
-    """Decide whether a layer gets lines in place of padded rows; None where it does not.
+    """Decide whether an encoder's first layer gets lines in place of padded rows; None where it does not.
 
     Args:
-        module: the layer.
+        module: the layer, of which `begins_stack` is true.
         x: what it gets, shape (B, T, H).
         mask: as transformers' attention-mask interface has made it; None is no padding.
     """
-    stack: Stack | None = module.__dict__.get(_STATE)
-    takes_lines = x.ndim == 3 and x.device.type == "cpu" and x.numel() > 0
-    if stack is None or not takes_lines or not stack.begins_with(module):
+    stack: Stack = module.__dict__[_STATE]
+    if x.ndim != 3 or x.device.type != "cpu" or x.numel() == 0 or not stack.hands_on:
         return None
     if mask is None:
         return Lines(torch.full((len(x),), x.shape[1]), x.shape[1], stack)

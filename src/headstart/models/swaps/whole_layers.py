@@ -34,7 +34,7 @@ from headstart.models.kernels.key_mask import KeyMask
 from headstart.models.swaps.attention import NAME, UNKNOWN
 from headstart.models.swaps.first_token import num_queries
 from headstart.models.swaps.norms import norm_obstacle
-from headstart.models.swaps.padding_free import Lines, begin_lines, lines_of
+from headstart.models.swaps.padding_free import Lines, begin_lines, begins_stack, lines_of
 from headstart.models.swaps.products import (
     Operands,
     Products,
@@ -171,8 +171,8 @@ def whole_layer(
 ) -> torch.Tensor:
     """Stand for the forward pass of a layer."""
     lines = lines_of(hidden_states)
-    if lines is None and _multiplies(layer):
-        lines = begin_lines(module, hidden_states, attention_mask)
+    if lines is None and begins_stack(module):
+        lines = _begin_lines(module, layer, hidden_states, attention_mask)
         hidden_states = hidden_states if lines is None else lines.take(hidden_states)
     obstacle = "it has a cache, or other hidden states to look at"
     if past_key_values is None and encoder_hidden_states is None:
@@ -234,6 +234,12 @@ def _obstacle(
         if obstacle:
             return obstacle
     return ""
+
+
+@unwatched
+def _begin_lines(module: nn.Module, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> Lines | None:
+    """Say where the tokens lie that the layer gets, if it gets them without padding, and computes them itself."""
+    return begin_lines(module, x, mask) if _multiplies(layer) else None
 
 
 def _multiplies(layer: _Layer) -> bool:
