@@ -229,6 +229,52 @@ def test_a_call_that_fails_leaves_nothing_behind() -> None:
     torch.testing.assert_close(of_the_model_below(fast), of_the_model_below(plain))
 
 
+def break_off(*given: Any, **named: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_call_that_is_broken_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = pair()
+    for broken in ("pooler", "embeddings"):  # after and before the layers
+        with monkeypatch.context() as patch:
+            module: Any = fast.bert.get_submodule(broken)  # type: ignore[operator, union-attr]
+            patch.setattr(type(module), "forward", break_off)
+            with pytest.raises(KeyboardInterrupt):
+                fast(**make_batch("bert"))
+        with expect(False):
+            found = of_the_model_below(fast)
+        torch.testing.assert_close(found, of_the_model_below(plain))
+    with expect(True):
+        answers(fast, make_batch("bert"))
+
+
+def test_threads_that_call_the_model_at_once_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fast = pair()
+    gate, seen = threading.Barrier(2, timeout=60), list[int]()
+    embeddings: Any = type(fast.bert.embeddings)  # type: ignore[union-attr]
+    pooler: Any = type(fast.bert.pooler)  # type: ignore[union-attr]
+    embed, pool = embeddings.forward, pooler.forward
+
+    def embed_in_step(*given: Any, **named: Any) -> Any:
+        gate.wait()  # both are inside
+        found = embed(*given, **named)
+        gate.wait()
+        return found
+
+    def look(module: nn.Module, hidden_states: torch.Tensor) -> Any:
+        seen.append(hidden_states.shape[1])
+        return pool(module, hidden_states)
+
+    monkeypatch.setattr(embeddings, "forward", embed_in_step)
+    monkeypatch.setattr(pooler, "forward", look)
+    threads = [threading.Thread(target=lambda: fast(**make_batch("bert"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1, 1]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_decides_for_itself(copied: Any) -> None:
     plain, fast = pair()
@@ -241,6 +287,7 @@ def test_a_copy_decides_for_itself(copied: Any) -> None:
         answers(fast, make_batch("bert"))
     speed_up(other, precision="fp32", parts=dict.fromkeys(PARTS, False))
     assert not other._forward_pre_hooks and not other._forward_hooks
+    assert not other.bert._forward_pre_hooks
 
 
 def test_undo_takes_the_hooks_out_and_leaves_the_users() -> None:
@@ -254,7 +301,7 @@ def test_undo_takes_the_hooks_out_and_leaves_the_users() -> None:
         model(**make_batch("bert"))
     assert calls == [1] and len(model._forward_hooks) == 1
     assert not model._forward_pre_hooks and not model._forward_hooks_always_called
-    assert not model._forward_pre_hooks_with_kwargs
+    assert not model._forward_pre_hooks_with_kwargs and not model.bert._forward_pre_hooks
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])

@@ -44,12 +44,14 @@ class FirstToken:
     def __init__(self, base: nn.Module, name: str, watched: list[nn.Module]) -> None:
         self.base, self.path, self.last = base, name.rpartition(".")[0], base.get_submodule(name)
         self.watched = watched
-        self._thread: int | None = None
+        # Threads: what is below the head may be called by itself, meanwhile or after a call that was broken off.
+        self._may: set[int] = set()
+        self._does: set[int] = set()
 
     @property
     def is_enough(self) -> bool:
-        """Whether it may; only for the thread that called the whole model, others may call what is below its head."""
-        return self._thread == threading.get_ident()
+        """Whether it may, in the thread that asks."""
+        return threading.get_ident() in self._does
 
     def begin(self, model: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Decide for one call of the model (a hook before its forward pass)."""
@@ -57,11 +59,24 @@ class FirstToken:
         if asked is None:
             asked = getattr(model.config, "output_hidden_states", False)
         recomputed = any(getattr(module, "gradient_checkpointing", False) for module in self.watched)
-        is_seen = asked or recomputed or has_global_hooks() or any(map(has_hooks, self.watched))
+        is_seen = asked or recomputed or has_global_hooks() or any(map(self._is_seen, self.watched))
         # Somebody may have taken layers out since, or changed their order.
         layers = self._layers()
         is_last = layers[-1:] == [self.last] and layers.count(self.last) == 1
-        self._thread = threading.get_ident() if is_last and not is_seen else None
+        self.end()
+        if is_last and not is_seen:
+            self._may.add(threading.get_ident())
+
+    def enter(self, base: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Let it happen in the call of the model below the head that its head makes, once (a hook before that)."""
+        thread = threading.get_ident()
+        is_of_the_head = thread in self._may
+        self.end()
+        if is_of_the_head:
+            self._does.add(thread)
+
+    def _is_seen(self, module: nn.Module) -> bool:
+        return has_hooks(module, but=self.enter)
 
     def _layers(self) -> list[nn.Module | None]:
         try:
@@ -69,9 +84,10 @@ class FirstToken:
         except AttributeError:  # a module of another kind was put around them
             return []
 
-    def end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        """Forget it (a hook after the forward pass, also after one that failed)."""
-        self._thread = None
+    def end(self, *of_the_call: Any) -> None:
+        """Forget it (a hook after the model's forward pass, also after one that failed, but not after Ctrl-C)."""
+        for threads in (self._may, self._does):
+            threads.discard(threading.get_ident())
 
 
 def _cut(state: FirstToken, module: nn.Module, *tensors: torch.Tensor) -> Any:
@@ -105,6 +121,7 @@ def attach_first_token(model: nn.Module) -> str:
     swap(PART, cut, _cut, state, cut)
     model.register_forward_pre_hook(state.begin, with_kwargs=True)
     model.register_forward_hook(state.end, always_call=True)
+    base.register_forward_pre_hook(state.enter)
     return ""
 
 
@@ -134,10 +151,10 @@ def detach_first_token(model: nn.Module) -> None:
     """Take the hooks out again; the swap is taken out as all are."""
     for module in model.modules():
         module.__dict__.pop(_STATE, None)
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key, hook in list(hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), FirstToken):
-                del hooks[key]
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), FirstToken):
+                    del hooks[key]
     for options in (model._forward_pre_hooks_with_kwargs, model._forward_hooks_always_called):
         for key in list(options):
             if key not in model._forward_pre_hooks and key not in model._forward_hooks:

@@ -171,11 +171,11 @@ def is_ours_or_own(module: nn.Module) -> bool:
     return isinstance(module.__dict__.get("forward"), Swap | None)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Say whether somebody wants to be told when a module is called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def has_hooks(module: nn.Module, but: Callable[..., None] | None = None) -> bool:
+    """Say whether somebody wants to be told when a module is called; `but` is our own hook before the call."""
+    before = module._forward_pre_hooks
+    is_told = bool(before) and (len(before) > 1 or but not in before.values())
+    return bool(is_told or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def has_global_hooks() -> bool:
