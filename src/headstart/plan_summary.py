@@ -34,6 +34,7 @@ def summarise_plan(
     run_dir: Path,
     notes: list[str],
     leaves_padding_out: bool,
+    has_fast_attention: bool,
 ) -> PlanSummary:
     """Collect what a person reads before the first step.
 
@@ -47,6 +48,7 @@ def summarise_plan(
         run_dir: where the run goes.
         notes: what was decided on the way.
         leaves_padding_out: the layers get no padding.
+        has_fast_attention: no matrix of attention weights lies in memory.
     """
     train = data.splits["train"]
     tokens = train.encoded()
@@ -106,6 +108,7 @@ def summarise_plan(
             int(_attention_weights(loaded, pairs) * epochs) // derived["processes"],
             device,
             cache_dir("machine"),
+            has_fast_attention=has_fast_attention,
         ),
         # What is cut of train stands beside its lengths.
         findings=[

@@ -371,7 +371,16 @@ def _plan(
             "other micro-batches give other numbers"
         )
     summary = summarise_plan(
-        recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes], fast.leaves_padding_out
+        recipe,
+        data,
+        loaded,
+        derived,
+        batches,
+        device,
+        run_dir,
+        [*data.notes, *notes],
+        leaves_padding_out=fast.leaves_padding_out,
+        has_fast_attention=fast.is_on("attention"),
     )
     return Plan(
         recipe, derived, data, loaded, fast, batches, device, total_steps, derived["warmup_steps"], scores, summary,

@@ -1335,12 +1335,14 @@ def test_fast_is_fast_when_training_goes_on_with_the_same_optimizer(tmp_path: Pa
 
 
 def test_fast_leaves_an_optimizer_that_was_handed_in(tmp_path: Path, tiny_model_dir: Path) -> None:
-    model = make_bert(tiny_model_dir)
-    optimizer, looks_on = torch.optim.SGD(model.parameters(), lr=1e-3), LooksOn()
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    given = {"optimizers": (optimizer, schedule)}
-    train(OURS, tmp_path, model=model, callbacks=lambda: [looks_on], given=given, headstart="fast")
-    assert set(looks_on.seen) == {("SGD", True, "headstart")}
+    for make, name in ((torch.optim.SGD, "SGD"), (torch.optim.AdamW, "AdamW")):
+        model, looks_on = make_bert(tiny_model_dir), LooksOn()
+        optimizer = make(model.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer) if name == "SGD" else None
+        given = {"optimizers": (optimizer, schedule)}
+        run = train(OURS, tmp_path / name, model=model, callbacks=lambda: [looks_on], given=given, headstart="fast")  # noqa: B023
+        assert set(looks_on.seen) == {(name, True, "headstart")}
+        assert run.trainer.optimizer is optimizer
 
 
 def test_fast_takes_arguments_of_transformers_from_the_environment(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from headstart.errors import ModelError
-from headstart.models import kernels
+from headstart.models import kernels, speed
 from headstart.models.dropout import RandomKey, keyed_randomness
 from headstart.models.probe import Probe
 from headstart.models.speed import PARTS, speed_up, speed_up_of
@@ -42,6 +42,18 @@ def fast_bert(precision: str = "fp32", **changes: Any) -> tuple[nn.Module, nn.Mo
     if handle.copies is not None:
         handle.copies.kept_by_optimizer = True
     return plain, fast
+
+
+def test_on_a_gpu_the_parts_for_the_cpu_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(speed, "_device_type", lambda model: "cuda")
+    monkeypatch.setattr(speed, "has_fast_bfloat16", lambda device_type: bool(asked.append(device_type)))
+    handle = speed_up(build("bert"), parts={"gelu": False})
+    assert asked == ["cuda"] and handle.precision == "fp32"
+    reasons = {part.name: part.reason for part in handle.parts if part.name not in ("attention", "first_token")}
+    assert reasons.pop("gelu") == "switched off"
+    assert set(reasons.values()) == {"it is for the CPU"}
+    assert handle["first_token"].on
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

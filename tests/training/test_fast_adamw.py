@@ -208,6 +208,30 @@ def test_working_copies_are_written_with_the_weights(dtype: torch.dtype, way: st
     assert torch.equal(former, copies.tensors[parameters[0]])
 
 
+def test_working_copies_of_parameters_that_are_added_are_written(way: str) -> None:
+    parameters = make_parameters()
+    copies = WorkingCopies([[parameter] for parameter in parameters])
+    optimizer = FastAdamW(parameters[:2], lr=0.1, working_copies=copies)
+    assert copies.covers(parameters[0]) and not copies.covers(parameters[2])
+    for parameter in parameters:
+        copies.of(parameter)
+    optimizer.add_param_group({"params": parameters[2:]})
+    train(optimizer, range(3))
+    for parameter, tensor in copies.tensors.items():
+        assert torch.equal(tensor, parameter.detach().bfloat16()) and copies.covers(parameter)
+
+
+def test_working_copies_of_what_another_optimizer_trains_are_not_used(way: str) -> None:
+    parameters = make_parameters()
+    copies = WorkingCopies([[parameter] for parameter in parameters])
+    parameters[1].requires_grad_(False)
+    FastAdamW(parameters[:1], working_copies=copies)
+    # The version of a parameter tells nothing after a fused update; one that is frozen gets none.
+    assert [copies.covers(parameter) for parameter in parameters[:3]] == [True, True, False]
+    parameters[1].requires_grad_(True)
+    assert not copies.covers(parameters[1])
+
+
 def test_a_nan_stays_one(way: str) -> None:
     parameter = nn.Parameter(torch.ones(20))
     optimizer = FastAdamW([parameter])
@@ -634,6 +658,22 @@ def test_another_optimizer_is_left_as_it_is(make: Callable[[Any], torch.optim.Op
     optimizer = make(model.parameters())
     assert replace_optimizer(model, optimizer) is optimizer
     assert reason in optimizer_parts(optimizer)[0].reason
+
+
+def test_an_optimizer_of_ours_that_is_handed_in_says_which_embeddings_are_lazy() -> None:
+    model = nn.Sequential(nn.Embedding(5000, 4), nn.Linear(4, 2))
+    for lazy_rows, reason in ((True, ""), (False, "the optimizer was made without")):
+        optimizer = build_optimizer(model, lazy_rows=lazy_rows)
+        assert replace_optimizer(model, optimizer) is optimizer
+        part = optimizer_parts(optimizer)[1]
+        assert (part.on, part.places, part.reason) == (lazy_rows, int(lazy_rows), reason)
+        optimizer.stop_lazy()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["schedule", "warmup", "max_grad_norm"])
+def test_what_is_no_number_of_an_optimizer_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is no number of an optimizer; "):
+        build_optimizer(nn.Linear(2, 2), **{name: 1})
 
 
 def test_an_optimizer_of_torch_gives_its_groups() -> None:

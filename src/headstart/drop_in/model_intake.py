@@ -95,11 +95,12 @@ class ModelIntake(HubAndSearch):
                 )
             self.label_smoother = LabelSmoother(epsilon=self.args.label_smoothing_factor)
 
-    def _start_fast_path(self, dataloader: Any) -> None:
+    def _start_fast_path(self, dataloader: Any, *, keeps_optimizer: bool) -> None:
         """Let model and optimizer compute by the fast path's parts, where it is asked for.
 
         Args:
             dataloader: of the training; where padding costs nothing, the order of its rows is as Trainer's.
+            keeps_optimizer: whether somebody else may hold it.
         """
         if self._mode != "fast":
             return
@@ -107,7 +108,8 @@ class ModelIntake(HubAndSearch):
         adds = args.gradient_accumulation_steps > 1 or args.world_size > 1
         if must_compile_kernels(self._device, lambda name: True):
             library_logger.info("headstart: making the kernels for this processor (once, up to half a minute)")
-        self._fast = take_over(self.model, self.optimizer, self._device, adds_gradients=adds)
+        why_not = "the optimizer was handed in" if keeps_optimizer else ""
+        self._fast = take_over(self.model, self.optimizer, self._device, why_not=why_not, adds_gradients=adds)
         self.optimizer = self._fast.optimizer
         order = getattr(dataloader, "batch_sampler", None)
         if isinstance(order, FastOrder):

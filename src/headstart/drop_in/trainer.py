@@ -277,10 +277,11 @@ class Trainer(ModelIntake):
 
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
+        was_handed_in = self.optimizer is not None
         if type(self).create_optimizer_and_scheduler is not Trainer.create_optimizer_and_scheduler:
             self.create_optimizer_and_scheduler(extent.max_steps)
         self.create_optimizer()
-        self._start_fast_path(dataloader)
+        self._start_fast_path(dataloader, keeps_optimizer=was_handed_in)
         self.create_scheduler(num_training_steps=extent.max_steps)
         self._groups_at_start = self._numbers_of_groups()
         self.model_wrapped = self.model

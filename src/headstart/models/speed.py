@@ -47,6 +47,7 @@ PARTS = {
     "padding_free": "tokens without the padding between them, where the head reads the first token alone",
 }
 """The parts that change how a model computes, and what each does."""
+_ON_A_GPU = ("attention", FIRST_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -153,29 +154,36 @@ def speed_up(
         (True, 'switched off')
         >>> handle.undo()
     """
-    wanted = {name: True for name in PARTS}
+    reasons: dict[str, str] = {}
     for name, is_wanted in (parts or {}).items():
         if name not in PARTS:
             raise ModelError(f'speed_up: there is no part "{name}".', suggest(name, list(PARTS)))
-        wanted[name] = is_wanted
+        if not is_wanted:
+            reasons[name] = "switched off"
+    device_type = _device_type(model)
     if precision == "auto":
-        precision = "bf16" if has_fast_bfloat16("cpu") else "fp32"
+        precision = "bf16" if has_fast_bfloat16(device_type) else "fp32"
     before = _handles.get(model)
     if before is not None:
         before.undo()
     _strip(model)  # a copy of a model brings its swaps along, but no handle
     handle = SpeedUp(model, precision)
     _handles[model] = handle
-    obstacle = "" if any(wanted.values()) else "switched off"
-    obstacle = obstacle or _find_obstacle(model)
-    if not obstacle and next(model.parameters()).is_cuda:
+    if len(reasons) < len(PARTS):
+        obstacle = _find_obstacle(model)
         for name in PARTS:
-            wanted[name] &= name in ("attention", "first_token")
-    if obstacle:
-        handle.parts = [Part(name, False, reason=obstacle if wanted[name] else "switched off") for name in PARTS]
+            why_not = obstacle or ("it is for the CPU" if device_type != "cpu" and name not in _ON_A_GPU else "")
+            if why_not:
+                reasons.setdefault(name, why_not)
+    if len(reasons) == len(PARTS):
+        handle.parts = [Part(name, False, reason=reasons[name]) for name in PARTS]
     else:
-        handle.parts = _attach(model, handle, wanted)
+        handle.parts = _attach(model, handle, reasons)
     return handle
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((parameter.device.type for parameter in model.parameters()), "cpu")
 
 
 def _strip(model: nn.Module) -> None:
@@ -201,33 +209,31 @@ def _find_obstacle(model: nn.Module) -> str:
     return available()
 
 
-def _attach(model: nn.Module, handle: SpeedUp, wanted: Mapping[str, bool]) -> list[Part]:
-    """Put the parts in, and out again what differs from the model's own way."""
+def _attach(model: nn.Module, handle: SpeedUp, reasons: Mapping[str, str]) -> list[Part]:
+    """Put the parts in for which there is no reason against it, and out again what differs from the model's own way."""
     from headstart.models.swaps.products import Products
 
     probe = Probe(model, handle.precision)
     handle.own_difference = probe.own.whole
     products = Products(result=probe.dtype)
     late = ("whole_layers", FIRST_TOKEN, PADDING_FREE)  # built on the others
-    names = [name for name in PARTS if wanted[name] and name not in late] if not probe.obstacle else []
+    wanted = [name for name in PARTS if name not in reasons] if not probe.obstacle else []
+    names = [name for name in wanted if name not in late]
     found = _try(model, names, products, handle, probe) if names else {}
     if found is None:  # one after the other, to see which one it is
         found = {}
         for name in names:
             found.update(_try(model, [name], products, handle, probe) or {})
-    if wanted["whole_layers"] and not probe.obstacle:
+    if "whole_layers" in wanted:
         found.update(_try(model, ["whole_layers"], products, handle, probe) or {})
-    if (wanted[FIRST_TOKEN] or wanted[PADDING_FREE]) and not probe.obstacle:
+    of_the_head = [name for name in (FIRST_TOKEN, PADDING_FREE) if name in wanted]
+    if of_the_head:
         with _copies_in_use(products):
-            of_head = Probe(model, handle.precision, with_head=True)
-        for name in (FIRST_TOKEN, PADDING_FREE):
-            if wanted[name]:
-                found.update(_try(model, [name], products, handle, of_head) or {})
+            with_head = Probe(model, handle.precision, with_head=True)
+        for name in of_the_head:
+            found.update(_try(model, [name], products, handle, with_head) or {})
     handle.copies = products.copies
-    return [
-        found.get(name) or Part(name, False, reason=probe.obstacle if wanted[name] else "switched off")
-        for name in PARTS
-    ]
+    return [found.get(name) or Part(name, False, reason=reasons.get(name, probe.obstacle)) for name in PARTS]
 
 
 def _try(

@@ -45,6 +45,7 @@ class WorkingCopies:
     def _allocate(self) -> None:
         self.kept_by_optimizer = False
         """Whether an optimizer writes the copies together with the weights."""
+        self._kept: set[torch.Tensor] | None = None
         self._tensors: dict[Any, torch.Tensor] = {}
         self.tensors: Mapping[Parameter, torch.Tensor] = self._tensors
         """The copy of each parameter, as an optimizer writes it."""
@@ -70,13 +71,22 @@ class WorkingCopies:
         self._groups = state["groups"]
         self._allocate()
 
+    def keep(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Say that an optimizer writes the copies of these parameters, and of no others, together with them."""
+        self.kept_by_optimizer, self._kept = True, set(parameters)
+
     def covers(self, *parameters: torch.Tensor | None) -> bool:
-        """Say whether there are copies of these parameters, written by an optimizer."""
+        """Say whether there are copies of these parameters, written by an optimizer, or of what nobody trains."""
         if not self.kept_by_optimizer:
             return False
         for parameter in parameters:
+            if parameter is None:
+                continue
+            # Another optimizer may change it, and a fused one leaves its version as it was.
+            if parameter.requires_grad and self._kept is not None and parameter not in self._kept:
+                return False
             # One that is where it was is also what it was.
-            if parameter is not None and self._seen.get(parameter) != (parameter._version, parameter.data_ptr()):
+            if self._seen.get(parameter) != (parameter._version, parameter.data_ptr()):
                 copy = self._tensors.get(parameter)
                 if copy is None or parameter.dtype != torch.float32 or parameter.device != copy.device:
                     return False

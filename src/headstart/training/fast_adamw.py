@@ -103,11 +103,16 @@ class FastAdamW(torch.optim.AdamW):
     def working_copies(self, copies: WorkingCopies | None) -> None:
         if self._working_copies is not None:
             self._working_copies.kept_by_optimizer = False
-        if copies is not None:
-            copies.kept_by_optimizer = True
         self._working_copies = copies
-        for slot in self._laid_out():
+        self._link_copies()
+
+    def _link_copies(self) -> None:
+        """Let each update write the copies of all parameters that are trained here."""
+        slots, copies = self._laid_out(), self._working_copies
+        for slot in slots:
             slot.copy = copies.tensors.get(slot.parameter) if copies is not None else None
+        if copies is not None:
+            copies.keep(slot.parameter for slot in slots)
 
     @property
     def lazy(self) -> list[LazyEmbedding]:
@@ -162,8 +167,9 @@ class FastAdamW(torch.optim.AdamW):
         former = self._slots or []
         self._slots = None
         if former:
+            self._link_copies()
             for slot, before in zip(self._laid_out(), former, strict=False):
-                slot.copy, slot.missed = before.copy, before.missed
+                slot.missed = before.missed
                 if slot.missed is not None:
                     slot.missed.tensors = slot.tensors
 

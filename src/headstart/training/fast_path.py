@@ -42,7 +42,11 @@ class FastPath:
     @property
     def leaves_padding_out(self) -> bool:
         """Whether padding costs next to nothing, so that rows of any length may share a batch."""
-        return any(part.name == PADDING_FREE and part.on for part in self.parts)
+        return self.is_on(PADDING_FREE)
+
+    def is_on(self, name: str) -> bool:
+        """Whether a part is in use."""
+        return any(part.name == name and part.on for part in self.parts)
 
     def undo(self) -> None:
         """Leave the model as an ordinary one, with its weights up to date."""
@@ -91,7 +95,12 @@ def start_fast_path(
 
 
 def take_over(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: Device, *, adds_gradients: bool = False
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: Device,
+    *,
+    why_not: str = "",
+    adds_gradients: bool = False,
 ) -> FastPath:
     """Make a training fast whose optimizer somebody else has built.
 
@@ -99,11 +108,12 @@ def take_over(
         model: on its device.
         optimizer: a `torch.optim.AdamW` that has made no step gives its groups to a `FastAdamW`; another one stays.
         device: where and in which precision it computes.
+        why_not: a reason for which any optimizer stays.
         adds_gradients: see `start_fast_path`.
     """
     remember_products()
     handle = speed_up(model, precision=device.precision)
-    return _join(handle, replace_optimizer(model, optimizer, copies=handle.copies), adds_gradients)
+    return _join(handle, replace_optimizer(model, optimizer, why_not=why_not, copies=handle.copies), adds_gradients)
 
 
 def _join(handle: SpeedUp, optimizer: torch.optim.Optimizer, adds_gradients: bool) -> FastPath:

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["build_optimizer", "learning_rate_factor", "optimizer_parts", "parameter_groups", "replace_optimizer"]
 
 
+# Fields of a recipe's section that the training makes true, and what an own loop does.
+_INSTEAD = {
+    "schedule": "give the optimizer to a scheduler of torch.optim.lr_scheduler",
+    "warmup": "give the optimizer to a scheduler of torch.optim.lr_scheduler",
+    "max_grad_norm": "clip with FastAdamW.clip or torch.nn.utils.clip_grad_norm_",
+}
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split the trainable parameters into those with and without weight decay.
 
@@ -78,14 +86,15 @@ def build_optimizer(
             that `FastAdamW.clip` takes the place of `torch.nn.utils.clip_grad_norm_`. Needs `fast`.
         copies: bfloat16 copies of the weights that each update writes, too; None takes those of `speed_up(model)`.
             Needs `fast`.
-        numbers: fields of a recipe's `optim` section by name, such as `learning_rate=2e-5`; instead of `optim`.
+        numbers: of the optimizer, instead of `optim`: the fields of a recipe's `optim` section by name, such as
+            `learning_rate=2e-5`, without those of the schedule and of clipping.
 
     Returns:
         `FastAdamW`; where that cannot be, or is not asked for, `torch.optim.AdamW` or `torch.optim.SGD`, in PyTorch's
         fused form where the parameters' device has one. `optimizer_parts` says which and why.
 
     Raises:
-        TypeError: both a section and numbers are given.
+        TypeError: both a section and numbers are given, or a number of the schedule or of clipping.
 
     Example:
         >>> type(build_optimizer(nn.Linear(2, 2), name="sgd")).__name__
@@ -98,6 +107,8 @@ def build_optimizer(
     if optim is None:
         from headstart.recipe import OptimSection
 
+        for name in numbers.keys() & _INSTEAD:
+            raise TypeError(f"build_optimizer: {name} is no number of an optimizer; {_INSTEAD[name]}")
         optim = OptimSection(**numbers)
     elif numbers:
         raise TypeError(f"build_optimizer takes a section or numbers ({', '.join(numbers)}), not both")
@@ -111,14 +122,15 @@ def build_optimizer(
         return _with_parts(plain, "the optimizer is SGD")
     betas = _number(optim.beta1), _number(optim.beta2)
     adamw = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=_number(optim.epsilon), fused=fused)
-    return replace_optimizer(model, adamw, copies=copies, fast=fast, lazy_rows=lazy_rows)
+    why_not = "" if fast else "switched off"
+    return replace_optimizer(model, adamw, copies=copies, why_not=why_not, lazy_rows=lazy_rows)
 
 
 def replace_optimizer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    fast: bool = True,
+    why_not: str = "",
     lazy_rows: bool = True,
     copies: WorkingCopies | None = None,
 ) -> torch.optim.Optimizer:
@@ -128,7 +140,7 @@ def replace_optimizer(
         model: whose parameters it trains.
         optimizer: a `torch.optim.AdamW` that has made no step, which must not be used any more. A `FastAdamW` gets the
             copies; any other is given back.
-        fast: whether that is asked for.
+        why_not: a reason to give back any but a `FastAdamW`.
         lazy_rows: see `build_optimizer`.
         copies: see `build_optimizer`.
 
@@ -143,10 +155,11 @@ def replace_optimizer(
     handle = speed_up_of(model)
     if copies is None and handle is not None:
         copies = handle.copies
-    if isinstance(optimizer, FastAdamW) and fast:  # of a training before
+    if isinstance(optimizer, FastAdamW):  # of a training before, or handed in
         optimizer.working_copies = copies
-        return _with_parts(optimizer, "", "the optimizer has made a step already")
-    reason = _why_not_replaced(model, optimizer) if fast else "switched off"
+        num_lazy = len(optimizer.lazy)
+        return _with_parts(optimizer, "", "" if num_lazy else "the optimizer was made without", num_lazy=num_lazy)
+    reason = why_not or _why_not_replaced(model, optimizer)
     if reason:
         return _with_parts(optimizer, reason)
     lazy, obstacles = lazy_embeddings(model) if lazy_rows else ([], {})

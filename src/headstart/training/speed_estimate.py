@@ -18,9 +18,11 @@ from headstart.training.device import Device
 __all__ = ["estimate_seconds", "matrix_flops"]
 
 # Share of the speed of plain matrix products that a whole training step of short rows reaches, and what an element of
-# the attention weights costs on the way forth and back on a CPU (measured: docs/log.md).
+# the attention weights costs on the way forth and back on a CPU where they lie in memory, and where the fast path's
+# attention keeps them in the caches (measured: docs/log.md).
 STEP_EFFICIENCY = 0.5
 SECONDS_PER_ATTENTION_WEIGHT = 4.4e-9
+SECONDS_PER_ATTENTION_WEIGHT_IN_CACHE = 1.6e-9
 
 
 def estimate_seconds(
@@ -30,6 +32,8 @@ def estimate_seconds(
     attention_weights: int,
     device: Device,
     cache_dir: Path,
+    *,
+    has_fast_attention: bool = False,
 ) -> float:
     """Estimate the seconds of a training.
 
@@ -41,13 +45,15 @@ def estimate_seconds(
             squared. They grow with the square of the length, so long rows are slow.
         device: where and how it computes.
         cache_dir: holds the measured speed of this machine.
+        has_fast_attention: whether the fast path's attention is on.
 
     Source: 6 floating-point operations a parameter and token for a step, 2 for a forward pass (Kaplan et al. 2020).
     """
     operations = num_parameters * (6 * train_tokens + 2 * evaluated_tokens)
     seconds = operations / (matrix_flops(device, cache_dir) * STEP_EFFICIENCY)
     if device.torch_device.type == "cpu":
-        seconds += attention_weights * SECONDS_PER_ATTENTION_WEIGHT
+        each = SECONDS_PER_ATTENTION_WEIGHT_IN_CACHE if has_fast_attention else SECONDS_PER_ATTENTION_WEIGHT
+        seconds += attention_weights * each
     return seconds
 
 
