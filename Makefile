@@ -63,6 +63,10 @@ bench-full: $(VENV)/.dev  ## the long form, with the results written to benchmar
 	$(BIN)/python benchmarks/against_trainer.py --json $(ARGS)
 	$(BIN)/python benchmarks/against_lightning.py --json $(ARGS) || test $$? = 2
 	$(BIN)/python benchmarks/parts.py --json $(ARGS)
+	$(BIN)/python benchmarks/parts.py --model-shape bert-base --batch-size 8 --batches 6 --rounds 3 \
+	  --json benchmarks/results/parts-bert-base-$$(date +%F).json $(ARGS)
+	$(BIN)/python benchmarks/parts.py --length 32 128 512 --batch-size 8 --batches 6 --rounds 3 \
+	  --json benchmarks/results/parts-lengths-$$(date +%F).json $(ARGS)
 	$(BIN)/python benchmarks/limit.py --json $(ARGS)
 	$(BIN)/python benchmarks/breadth.py --json $(ARGS)
 	$(BIN)/python benchmarks/scaling.py --json $(ARGS)

@@ -11,13 +11,14 @@ Trainer, padded to 128   the same with `padding="max_length"`, as other tutorial
 Trainer, bf16            the first with `bf16=True`
 Trainer, best options    what was fastest of its options: bf16, batches of 32 grouped by length, its fused AdamW (the
                          default)
-Trainer, best, eager     the same with eager attention, an option of the model that nobody would look for: faster here,
-                         because PyTorch's fused attention is slow backward at these lengths
-drop-in                  the first script with headstart's Trainer; "fast" with headstart's batch order and precision
+Trainer, best, eager     the same with eager attention, an option of the model that nobody would look for: a little
+                         faster here
+drop-in                  the first script with headstart's Trainer; "fast" with headstart's fast path and precision,
+                         and with its batch order where padding costs something
 headstart, fp32          the hyperparameters of the first, in float32
 headstart, batch 8       the hyperparameters of the first
 headstart                its defaults
-headstart, plain path    its defaults without the fast path; with --only, to compare scores
+headstart, plain path    its defaults, the order of the rows too, without the fast path; with --only, to compare scores
 
 Batches of 32 train with the learning rate of headstart's defaults; the others with `--learning-rate`, without warm-up
 and weight decay. All train the same rows for the same number of epochs. Each contestant runs in a process of its own;
@@ -77,7 +78,13 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "headstart, batch 8": {"library": "headstart"},
     "headstart": {"library": "headstart", "has_own_defaults": True},
 }
-EXTRA = {"headstart, plain path": {"library": "headstart", "has_own_defaults": True, "values": {"train.fast": False}}}
+EXTRA = {
+    "headstart, plain path": {
+        "library": "headstart",
+        "has_own_defaults": True,
+        "values": {"train.fast": False, "train.order": "random"},
+    }
+}
 ALL = (
     CONTESTANTS
     | EXTRA

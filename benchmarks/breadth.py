@@ -1,13 +1,13 @@
 """For models of many families: which parts of the fast path are on, how equal they compute, and how fast.
 
     python benchmarks/breadth.py
-    python benchmarks/breadth.py --families bert gpt2 --rounds 9
+    python benchmarks/breadth.py --families BERT GPT-2 --rounds 9
 
-Random weights in a small shape (hidden size 256, 4 layers, 8 heads of 32). "fp32" is how far outputs and gradients of
-the base model are from the model's own way, relative to their norm, with dropout on and the same elements dropped;
-"bf16" the same in bfloat16, against float32, beside how far plain autocast is. "speed" is forward and backward pass in
-bfloat16, plain autocast against the fast path with its optimizer's copies, dropout on in both ways as each draws it:
-rounds in turn in one process, the optimizer's own step left out.
+Random weights in a small shape (hidden size 256, 4 layers, 8 heads of 32); encoders have a head that classifies, the
+others none. "fp32" is how far outputs and gradients are from the model's own way, relative to their norm, with dropout
+on and the same elements dropped; "bf16" the same in bfloat16, against float32, beside how far plain autocast is.
+"speed" is forward and backward pass in bfloat16, plain autocast against the fast path with its optimizer's copies,
+dropout on in both ways as each draws it: rounds in turn in one process, the optimizer's own step left out.
 """
 
 from __future__ import annotations
@@ -40,21 +40,24 @@ _BART = {
     "decoder_ffn_dim": INNER,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "BERT": ("BertModel", _BERT),
-    "DistilBERT": ("DistilBertModel", {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": INNER}),
-    "RoBERTa": ("RobertaModel", _BERT),
-    "XLM-RoBERTa": ("XLMRobertaModel", _BERT),
-    "ELECTRA": ("ElectraModel", {**_BERT, "embedding_size": 128}),
-    "ALBERT": ("AlbertModel", {**_BERT, "embedding_size": 128}),
+    "BERT": ("BertForSequenceClassification", _BERT),
+    "DistilBERT": (
+        "DistilBertForSequenceClassification",
+        {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": INNER},
+    ),
+    "RoBERTa": ("RobertaForSequenceClassification", _BERT),
+    "XLM-RoBERTa": ("XLMRobertaForSequenceClassification", _BERT),
+    "ELECTRA": ("ElectraForSequenceClassification", {**_BERT, "embedding_size": 128}),
+    "ALBERT": ("AlbertForSequenceClassification", {**_BERT, "embedding_size": 128}),
     "ModernBERT": (
-        "ModernBertModel",
+        "ModernBertForSequenceClassification",
         {**_BERT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
     ),
     "DeBERTa-v2": (
-        "DebertaV2Model",
+        "DebertaV2ForSequenceClassification",
         {**_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 64},
     ),
-    "MPNet": ("MPNetModel", _BERT),
+    "MPNet": ("MPNetForSequenceClassification", _BERT),
     "T5 encoder": ("T5EncoderModel", _T5),
     "T5": ("T5Model", _T5),
     "BART": ("BartModel", _BART),
@@ -104,7 +107,7 @@ def make_batch(model: Any, rows: int, tokens: int) -> dict[str, Any]:
 
 
 def compute(model: Any, batch: dict[str, Any], precision: str) -> tuple[Any, Any]:
-    """Give the hidden states of the tokens that are there, and all gradients as one vector."""
+    """Give the answers, or the hidden states of the tokens that are there, and all gradients as one vector."""
     import torch
 
     from headstart.models.dropout import RandomKey, keyed_randomness
@@ -113,12 +116,13 @@ def compute(model: Any, batch: dict[str, Any], precision: str) -> tuple[Any, Any
     key = RandomKey(seed=0, step=0, row_ids=list(range(len(batch["input_ids"]))))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with keyed_randomness(key, torch.device("cpu"), model), autocast:
-        hidden = model(**batch)[0]
-    hidden = hidden[batch["attention_mask"].bool()].float()
-    (hidden * torch.cos(torch.arange(hidden.numel()).float()).view_as(hidden)).sum().backward()
+        output = model(**batch)[0].float()
+    if output.ndim > 2:
+        output = output[batch["attention_mask"].bool()]
+    (output * torch.cos(torch.arange(output.numel()).float()).view_as(output)).sum().backward()
     gradients = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
-    return hidden.detach(), torch.cat(gradients)
+    return output.detach(), torch.cat(gradients)
 
 
 def distance(found: tuple[Any, Any], wanted: tuple[Any, Any]) -> float:

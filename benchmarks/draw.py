@@ -10,7 +10,8 @@ A page has a place for a table between two comments, and what stands between the
 
 The word names results: `parts` those of files parts-DATE.json, `parts-bert-base` those of parts-bert-base-DATE.json, as
 `--json FILE` has written them. `<!-- speed table -->` is short for `<!-- table: against_trainer -->`, and
-`<!-- speed picture -->` is the plot of the same result. Results of the short and tiny forms are not drawn.
+`<!-- speed picture -->` is the plot of the same result; `<!-- scores -->` compares the scores of all files
+against_trainer-scores-ROWS-DATE.json. Results of the short and tiny forms are not drawn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,21 +30,23 @@ from measuring import RESULTS, draw_table, in_words, spread
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/speed.md")
 PICTURE = "docs/pictures/speed.svg"
+SCORES = "against_trainer-scores-"
 END = "<!-- end of table -->"
-_PLACE = re.compile(r"<!-- (speed table|speed picture|table: [\w-]+) -->\n(.*?)" + END, re.DOTALL)
+_PLACE = re.compile(r"<!-- (speed table|speed picture|scores|table: [\w-]+) -->\n(.*?)" + END, re.DOTALL)
 _DATED = re.compile(r"(.+)-(\d{4}-\d{2}-\d{2})")
 
 NAMES = {
-    "Trainer": "transformers' `Trainer`, as its tutorials have it",
+    "Trainer": "transformers' `Trainer`, as its tutorials have it, batch 8",
     "Trainer, padded to 128": "the same, every row padded to 128 tokens",
     "Trainer, bf16": "`Trainer` with `bf16=True`",
-    "Trainer, best options": "`Trainer` with the fastest of its options",
+    "Trainer, best options": "`Trainer` with the fastest of its options, batch 32",
     "Trainer, best, eager": 'the same, the model loaded with `attn_implementation="eager"`',
     "drop-in": "drop-in: the first script, its import changed",
-    "drop-in, fast": 'drop-in with `headstart="fast"`',
+    "drop-in, fast": 'drop-in with `headstart="fast"`, batch 8',
     "headstart, fp32": "headstart, batch 8, float32",
     "headstart, batch 8": "headstart, batch 8",
-    "headstart": "**headstart with its defaults**",
+    "headstart": "**headstart with its defaults**, batch 32",
+    "headstart, plain path": "headstart with its defaults, without the fast path, batch 32",
 }
 # Readable on white and on GitHub's dark ground alike.
 TEXT, OTHERS, OURS, LINE = "#6e7781", "#8c959f", "#2f81f7", "#d4720b"
@@ -91,6 +95,33 @@ def comparison(result: Mapping[str, Any]) -> str:
     return draw_table(["", "samples/s", "ratio", "peak memory", "validation accuracy"], cells)
 
 
+def scores(results: Sequence[Mapping[str, Any]]) -> str:
+    """Give the scores of contestants over seeds, beside the first one's, and the commands."""
+    from scipy.stats import ttest_ind
+
+    told = []
+    for result in results:
+        settings, lines = result["settings"], []
+        first = result["rows"][0]["accuracy"]["values"]
+        for place, row in enumerate(result["rows"]):
+            values = row["accuracy"]["values"]
+            mean = statistics.mean(values)
+            beside = ""
+            if place:
+                low, high = ttest_ind(values, first, equal_var=False).confidence_interval()
+                beside = f"{mean - statistics.mean(first):+.3f} [{low:+.3f}, {high:+.3f}]"
+            lines.append([NAMES.get(row["name"], row["name"]), f"{mean:.3f}", _range(values), beside])
+        job = f"{settings['rows']}; epochs {settings['epochs']}"
+        titles = [job, "mean accuracy", "lowest to highest", "difference of means, 95 %"]
+        machine = in_words(result["machine"], result["versions"])
+        told += [draw_table(titles, lines), f"`{result['command']}`, {result['date']}, on {machine}."]
+    return "\n\n".join(told)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.3f} to {max(values):.3f}"
+
+
 def parts(result: Mapping[str, Any]) -> str:
     """Give a table a batch size: whole forms, then the parts."""
     from parts import tabulate
@@ -119,16 +150,18 @@ def scaling(result: Mapping[str, Any]) -> str:
 
 def breadth(result: Mapping[str, Any]) -> str:
     """Give a line a family, and below why parts are off."""
-    rows, reasons = [], []
+    rows: list[list[str]] = []
+    reasons: dict[tuple[str, str], list[str]] = {}
     for family, found in result["families"].items():
         on = [name for name, sides in found["parts"].items() if True in sides.values()]
         off = {name: sides for name, sides in found["parts"].items() if name not in on}
         numbers = [f"{found[name]:.0e}" for name in ("fp32", "bf16", "bf16_of_autocast")]
         rows.append([family, f"{len(on)} of {len(found['parts'])}", *numbers, spread(found["speed"], 2)])
         for name, sides in off.items():
-            reasons.append(f"- {family}, `{name}`: {sides['fp32' if name == 'onednn_float32' else 'bf16']}")
+            reasons.setdefault((name, sides["fp32" if name == "onednn_float32" else "bf16"]), []).append(family)
     titles = ["family", "parts", "fp32", "bf16", "autocast's own", "times as fast"]
-    return "\n".join([draw_table(titles, rows), *(["", "Off:", "", *reasons] if reasons else [])])
+    lines = [f"- `{name}`: {reason} ({', '.join(families)})" for (name, reason), families in sorted(reasons.items())]
+    return "\n".join([draw_table(titles, rows), *(["", "Off:", "", *lines] if lines else [])])
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -160,6 +193,10 @@ def fill_page(text: str, results: Mapping[str, Mapping[str, Any]], to_root: str 
 
     def fill(place: re.Match[str]) -> str:
         kind = place[1]
+        if kind == "scores":
+            having = [results[name] for name in sorted(results) if name.startswith(SCORES)]
+            body = f"{scores(having)}\n" if having else "Not measured yet.\n"
+            return f"<!-- {kind} -->\n{body}{END}"
         name = kind.removeprefix("table: ") if kind.startswith("table: ") else "against_trainer"
         result = results.get(name)
         if result is None:

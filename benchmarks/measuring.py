@@ -163,7 +163,8 @@ def in_words(machine: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     article = "an" if name[:1].lower() in "aeiou" else "a"
     kind = f" ({machine['instructions']})" if machine.get("instructions") else ""
     numbers = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"{machine['cores']} cores of {article} {name}{kind}, {machine['memory_gib']} GiB; {numbers}"
+    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
+    return f"{cores} of {article} {name}{kind}, {machine['memory_gib']} GiB; {numbers}"
 
 
 def spread(summary: Mapping[str, float] | None, digits: int = 1) -> str:

@@ -154,6 +154,20 @@ def test_a_place_says_so_when_nothing_is_measured(draw: ModuleType) -> None:
     assert draw.fill_page(page, {}) == page.replace("| 1.0 |", "Not measured yet.")
 
 
+def test_scores_of_seeds_stand_beside_the_first_with_an_interval(draw: ModuleType) -> None:
+    result = comparison("2026-01-09")
+    result["settings"] = {"rows": "mrpc/train.jsonl, all", "epochs": 3}
+    for row, values in zip(result["rows"], ([0.70, 0.72, 0.74], [0.71, 0.73, 0.78]), strict=True):
+        row["accuracy"]["values"] = values
+    results = {"against_trainer-scores-mrpc": result, "against_trainer": comparison("2026-01-09")}
+    filled = draw.fill_page("<!-- scores -->\n<!-- end of table -->\n", results)
+    titles, _, first, other = filled.splitlines()[1:5]
+    assert "mrpc/train.jsonl, all; epochs 3" in titles and "0.720" in first and "0.700 to 0.740" in first
+    # Welch: variances 0.0004 and 0.0013 of three values each, 3.12 degrees of freedom, t = 3.111.
+    assert "0.740" in other and "+0.020 [-0.054, +0.094]" in other
+    assert draw.fill_page("<!-- scores -->\n<!-- end of table -->\n", {}).splitlines()[1] == "Not measured yet."
+
+
 def test_plot_has_a_bar_as_long_as_the_speed_for_each_contestant(draw: ModuleType) -> None:
     root = ElementTree.fromstring(draw.draw_plot(comparison("2026-01-09")))
     bars = [float(bar.attrib["width"]) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
