@@ -91,8 +91,14 @@ def test_without_onednn_no_product_goes_through_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_part_that_does_not_exist_is_named_with_the_nearest() -> None:
-    with pytest.raises(ModelError, match='there is no part "norm"'):
+    with pytest.raises(ModelError, match=r'(?s)there is no part "norm".*Did you mean "norms"'):
         speed_up(build("bert"), parts={"norm": False})
+
+
+@pytest.mark.parametrize("name", ["optimizer_pass", "lazy_rows"])
+def test_parts_of_the_optimizer_are_switched_where_it_is_built(name: str) -> None:
+    with pytest.raises(ModelError, match=rf'(?s)no part "{name}".*build_optimizer'):
+        speed_up(build("bert"), parts={name: False})
 
 
 def test_places_are_the_modules_that_are_really_computed() -> None:

@@ -48,6 +48,10 @@ PARTS = {
 }
 """The parts that change how a model computes, and what each does."""
 _ON_A_GPU = ("attention", FIRST_TOKEN)
+_OF_THE_OPTIMIZER = {
+    "optimizer_pass": "It is the optimizer's: build_optimizer(model, fast=False) leaves it out.",
+    "lazy_rows": "It is the optimizer's: build_optimizer(model, lazy_rows=True) turns it on.",
+}
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,8 @@ def speed_up(
     reasons: dict[str, str] = {}
     for name, is_wanted in (parts or {}).items():
         if name not in PARTS:
-            raise ModelError(f'speed_up: there is no part "{name}".', suggest(name, list(PARTS)))
+            hint = _OF_THE_OPTIMIZER.get(name) or suggest(name, list(PARTS))
+            raise ModelError(f'speed_up: there is no part "{name}".', "parts of the model.", hint)
         if not is_wanted:
             reasons[name] = "switched off"
     device_type = _device_type(model)
