@@ -6,7 +6,7 @@
 Lightning                as its tutorials have it: a LightningModule around the model of transformers, a DataLoader
                          whose collate function pads to the longest row of the batch, AdamW, float32, batches of 8
 Lightning, bf16-mixed    the same with `precision="bf16-mixed"`
-headstart, batch 8       the hyperparameters of the first
+headstart, batch 8       the hyperparameters of the first, the learning rate constant as there
 headstart                its defaults
 
 Needs the package lightning, which headstart does not: pip install lightning. Rows, rounds, warm-up, samples a second
@@ -123,7 +123,8 @@ def run_contestant(arguments: argparse.Namespace) -> None:
             give_result(train_with_lightning(arguments, PRECISIONS[arguments.worker], folder))
         else:
             is_default = arguments.worker == "headstart"
-            settings = AS_ITS_OWN_DEFAULTS if is_default else as_tutorials(arguments)
+            like_the_first = {**as_tutorials(arguments), "optim.schedule": "constant"}
+            settings = AS_ITS_OWN_DEFAULTS if is_default else like_the_first
             give_result(train_with_headstart(arguments, settings, folder))
 
 
