@@ -19,6 +19,7 @@ from headstart.models.load import LoadedModel, resolve_checkpoint
 from headstart.reading import ReadData
 from headstart.recipe import Recipe
 from headstart.training.device import Device
+from headstart.training.fast_path import FastPath
 from headstart.training.speed_estimate import estimate_seconds
 
 __all__ = ["model_name", "summarise_plan"]
@@ -33,8 +34,7 @@ def summarise_plan(
     device: Device,
     run_dir: Path,
     notes: list[str],
-    leaves_padding_out: bool,
-    has_fast_attention: bool,
+    fast: FastPath,
 ) -> PlanSummary:
     """Collect what a person reads before the first step.
 
@@ -47,8 +47,7 @@ def summarise_plan(
         device: where it computes.
         run_dir: where the run goes.
         notes: what was decided on the way.
-        leaves_padding_out: the layers get no padding.
-        has_fast_attention: no matrix of attention weights lies in memory.
+        fast: which of its parts are on.
     """
     train = data.splits["train"]
     tokens = train.encoded()
@@ -56,7 +55,7 @@ def summarise_plan(
     full_lengths = np.asarray(tokens.full_lengths)
     first_epoch = [rows for update in batches.updates(0) for rows in update]
     padding, pairs = 0.0, int((lengths.astype(np.int64) ** 2).sum())
-    if not leaves_padding_out:
+    if not fast.leaves_padding_out:
         padding = padding_fraction(lengths, first_epoch)
         pairs = sum(len(rows) * int(lengths[rows].max()) ** 2 for rows in first_epoch)
     epochs = recipe.train.epochs or derived["total_steps"] / derived["steps_in_epoch"]
@@ -108,7 +107,7 @@ def summarise_plan(
             int(_attention_weights(loaded, pairs) * epochs) // derived["processes"],
             device,
             cache_dir("machine"),
-            has_fast_attention=has_fast_attention,
+            has_fast_attention=fast.is_on("attention"),
         ),
         # What is cut of train stands beside its lengths.
         findings=[

@@ -370,18 +370,7 @@ def _plan(
             f"random numbers that depend on the micro-batch, not on the row alone: {', '.join(unkeyed[:3])}{others}; "
             "other micro-batches give other numbers"
         )
-    summary = summarise_plan(
-        recipe,
-        data,
-        loaded,
-        derived,
-        batches,
-        device,
-        run_dir,
-        [*data.notes, *notes],
-        leaves_padding_out=fast.leaves_padding_out,
-        has_fast_attention=fast.is_on("attention"),
-    )
+    summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes], fast)
     return Plan(
         recipe, derived, data, loaded, fast, batches, device, total_steps, derived["warmup_steps"], scores, summary,
         run_dir, resume, debug, num_processes, changes=changes,

@@ -662,7 +662,7 @@ def test_another_optimizer_is_left_as_it_is(make: Callable[[Any], torch.optim.Op
 
 def test_an_optimizer_of_ours_that_is_handed_in_says_which_embeddings_are_lazy() -> None:
     model = nn.Sequential(nn.Embedding(5000, 4), nn.Linear(4, 2))
-    for lazy_rows, reason in ((True, ""), (False, "the optimizer was made without")):
+    for lazy_rows, reason in ((True, ""), (False, "the optimizer updates whole matrices")):
         optimizer = build_optimizer(model, lazy_rows=lazy_rows)
         assert replace_optimizer(model, optimizer) is optimizer
         part = optimizer_parts(optimizer)[1]

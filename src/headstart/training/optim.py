@@ -107,7 +107,7 @@ def build_optimizer(
     if optim is None:
         from headstart.recipe import OptimSection
 
-        for name in numbers.keys() & _INSTEAD:
+        for name in sorted(numbers.keys() & _INSTEAD):
             raise TypeError(f"build_optimizer: {name} is no number of an optimizer; {_INSTEAD[name]}")
         optim = OptimSection(**numbers)
     elif numbers:
@@ -158,7 +158,7 @@ def replace_optimizer(
     if isinstance(optimizer, FastAdamW):  # of a training before, or handed in
         optimizer.working_copies = copies
         num_lazy = len(optimizer.lazy)
-        return _with_parts(optimizer, "", "" if num_lazy else "the optimizer was made without", num_lazy=num_lazy)
+        return _with_parts(optimizer, "", "" if num_lazy else "the optimizer updates whole matrices", num_lazy=num_lazy)
     reason = why_not or _why_not_replaced(model, optimizer)
     if reason:
         return _with_parts(optimizer, reason)
