@@ -86,7 +86,11 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
     parts = [name for name in FAST_PARTS if name not in other]
     whole = fast_setting(parts)
     settings = {"PyTorch": PLAIN, "no parts": NO_PARTS}
-    chosen = [name for name in [*parts, "length_order", "kept_memory"] if name in (arguments.only or [name])]
+    names = [*parts, "length_order", "kept_memory"]
+    for name in arguments.only or []:
+        if name not in names:
+            raise SystemExit(f"--only {name}: with {arguments.precision} there are {', '.join(names)}")
+    chosen = [name for name in names if name in (arguments.only or [name])]
     for name in chosen if not arguments.short else []:
         if name in parts:
             settings[f"alone: {name}"] = replace(NO_PARTS, parts=frozenset([name, *NEEDS.get(name, ())]))

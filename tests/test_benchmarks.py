@@ -219,3 +219,10 @@ def test_a_part_left_out_takes_those_along_that_need_it(benchmark_modules: None)
     assert settings["alone: joined_qkv"].parts == {"joined_qkv", "bf16_weights", "optimizer_pass"}
     assert settings["alone: gelu"].parts == {"gelu"}
     assert not settings["no parts"].parts
+
+
+def test_only_names_parts_that_there_are_with_the_precision(benchmark_modules: None) -> None:
+    parts = importlib.import_module("parts")
+    arguments = parts.argparse.Namespace(precision="bf16", only=["onednn_float32"], short=False)
+    with pytest.raises(SystemExit, match="--only onednn_float32: with bf16 there are bf16_weights"):
+        parts.list_settings(arguments, 8, 53.0)
