@@ -103,7 +103,7 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
         if name in parts:
             left = whole.parts - {name, *(other for other, needs in NEEDS.items() if name in needs)}
             settings[f"all but: {name}"] = fast_setting(left)
-    if not arguments.short and "kept_memory" in chosen:
+    if "kept_memory" in chosen:
         settings["all but: kept_memory"] = replace(whole, keeps_memory=False)
     settings["the whole, a budget of tokens"] = replace(
         whole, order="length", tokens_per_batch=round(batch_size * mean_length)
