@@ -20,8 +20,8 @@ headstart, batch 8       the hyperparameters of the first
 headstart                its defaults
 headstart, plain path    its defaults, the order of the rows too, without the fast path; with --only, to compare scores
 
-Batches of 32 train with the learning rate of headstart's defaults; the others with `--learning-rate`, without warm-up
-and weight decay. All train the same rows for the same number of epochs. Each contestant runs in a process of its own;
+Batches of 32 train with the learning rate of headstart's defaults; the others with `--learning-rate`, without weight
+decay. Nobody warms up. All train the same rows for the same number of epochs. Each contestant runs in a process of its own;
 rounds alternate, and their order turns from round to round, so that a machine that slows down slows all of them.
 Samples a second cover the training steps after the first five, loading of batches included; loading of the model,
 evaluating and saving apart. Memory is the highest resident size of the process up to the end of the training.
@@ -50,7 +50,7 @@ from measuring import fill_by_form, give_result, make_parser, measure_rounds, ru
 BEST_OPTIONS = {
     "bf16": True,
     "per_device_train_batch_size": 32,
-    "learning_rate": 1e-4,
+    "learning_rate": 2e-4,
     "train_sampling_strategy": "group_by_length",
     "optim": "adamw_torch_fused",
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 import headstart
 from headstart import training_run
@@ -210,6 +211,26 @@ def test_the_saved_recipe_repeats_the_run(tiny_csv: Path, tiny_model_dir: Path, 
     write_results(plan)
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
+
+
+def test_model_and_batch_decide_a_learning_rate_that_is_not_set(
+    tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    unset = {"optim__learning_rate": "unset", "train__batch_size": 32, "train__epochs": 1}
+    plan = plan_for(tiny_csv, tmp_path / "run", tiny_model_dir, **unset)
+    rates = [record.learning_rate for record in run_plan(plan) if isinstance(record, StepRecord)]
+    assert rates == pytest.approx([3e-4, 2.25e-4, 1.5e-4, 0.75e-4])  # no warm-up, linear to 0
+    assert plan.summary.learning_rate == 3e-4
+    recipe = yaml.safe_load((plan.run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["optim"]["learning_rate"] == 3e-4
+    for name, batch in (
+        ("small", {"train__batch_size": 8}),
+        ("added", {"train__batch_size": 4, "train__accumulation": 2}),
+        ("tokens", {"train__batch_size": "unset", "train__tokens_per_batch": 85}),
+    ):
+        plan = plan_for(tiny_csv, tmp_path / name, tiny_model_dir, **{**unset, **batch})
+        assert plan.recipe.optim.learning_rate == plan.summary.learning_rate
+        assert plan.recipe.optim.learning_rate == pytest.approx(1.5e-4, rel=0.0 if name != "tokens" else 0.2)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ SUMMARY = PlanSummary(
     splits=[("train", 1200, "a|b.csv"), ("test", 30, "t.csv")], labels=[("good", 700), ("<script>", 500)],
     lengths={"median": 5, "p95": 8, "longest": 9, "max_length": 16, "truncated_rows": 3, "lost_tokens": 40},
     model="tiny", parameters=10, new_parameters=["classifier.weight"], precision="fp32", device="cpu", threads=1,
-    epochs=3.0, total_steps=114, rows_per_step="32 rows", padding_fraction=0.0, order="random", estimated_seconds=None,
-    findings=[("warning", "test: 2 rows with a text of train")], run_dir="r", notes=[],
+    epochs=3.0, total_steps=114, rows_per_step="32 rows", padding_fraction=0.0, order="random", learning_rate=1e-4,
+    estimated_seconds=None, findings=[("warning", "test: 2 rows with a text of train")], run_dir="r", notes=[],
 )  # fmt: skip
 SCORES = {
     "test": {

@@ -58,7 +58,7 @@ def write_model_card(
         or "Nothing remarkable was found in the rows.",
         "## Training",
         f"{summary.total_steps:,} steps of {summary.rows_per_step} ({summary.epochs:g} epochs), {recipe.optim.name} "
-        f"with a highest learning rate of {recipe.optim.learning_rate:g}, {recipe.optim.schedule} schedule after "
+        f"with a highest learning rate of {summary.learning_rate:g}, {recipe.optim.schedule} schedule after "
         f"{derived['warmup_steps']} warm-up steps, precision {summary.precision}, seed {recipe.train.seed}. Rows "
         f"longer than {derived['max_length']} tokens were cut ({summary.lengths['truncated_rows']:,} in train). "
         "Everything else stands in `recipe.yaml`.",

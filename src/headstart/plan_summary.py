@@ -100,6 +100,7 @@ def summarise_plan(
         rows_per_step=rows_per_step,
         padding_fraction=padding,
         order=batches.order,
+        learning_rate=recipe.optim.peak_learning_rate,
         estimated_seconds=estimate_seconds(
             parameters - embeddings,
             trained_tokens // derived["processes"],

@@ -38,6 +38,7 @@ from headstart.training.device import (
     own_rank,
 )
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
+from headstart.training.optim import default_learning_rate
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
@@ -339,6 +340,10 @@ def _plan(
     )
     total_steps = recipe.train.max_steps or batches.total_steps(recipe.train.epochs or 1.0)
     steps_in_epoch = batches.steps_in_epoch(0)
+    if recipe.optim.learning_rate is None:
+        rows = recipe.train.batch_size
+        rows_per_update = rows * recipe.train.accumulation if rows is not None else len(lengths) / steps_in_epoch
+        recipe = recipe.replace({"optim.learning_rate": default_learning_rate(loaded.model, rows_per_update)})
     warmup_steps = parse_duration(recipe.optim.warmup).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
     longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
     max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)

@@ -192,17 +192,17 @@ class ModelSection(_Section):
 
 
 class OptimSection(_Section):
-    """How an update is made."""
+    """How an update is made. `learning_rate` null: AdamW's follows from the width of the model."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
     beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
     epsilon: Annotated[float, Field(gt=0)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: int | str = "6%"
+    warmup: int | str = 0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
 
     @field_validator("warmup")
@@ -216,6 +216,8 @@ class OptimSection(_Section):
     def _fill(self) -> OptimSection:
         owners = {"beta1": "adamw", "beta2": "adamw", "epsilon": "adamw", "momentum": "sgd"}
         defaults = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.9}
+        if self.name == "sgd" and self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 1e-3)
         for field, owner in owners.items():
             value = getattr(self, field)
             if value is not None and owner != self.name:
@@ -223,6 +225,13 @@ class OptimSection(_Section):
             if value is None and owner == self.name:
                 object.__setattr__(self, field, defaults[field])
         return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, in the recipe of a run: there the model's width has filled it in."""
+        if self.learning_rate is None:
+            raise TypeError("the model of a run decides the learning rate")
+        return self.learning_rate
 
 
 class TrainSection(_Section):

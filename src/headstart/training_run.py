@@ -216,7 +216,7 @@ def _settings(plan: Plan) -> LoopSettings:
         factor = learning_rate_factor(
             step, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps, schedule=recipe.optim.schedule
         )
-        return recipe.optim.learning_rate * factor
+        return recipe.optim.peak_learning_rate * factor
 
     def interval(value: int | str | None) -> Duration | None:
         return parse_duration(value) if value is not None else None

@@ -28,8 +28,8 @@ SUMMARY = PlanSummary(
     source="reviews", task="sequence_classification", task_reason="made up", columns=[("text", "review", "named")],
     splits=[("train", 8, "reviews.csv")], labels=[("bad", 4), ("good", 4)], lengths={}, model="tiny", parameters=10,
     new_parameters=[], precision="fp32", device="cpu", threads=1, epochs=1.0, total_steps=NUM_STEPS,
-    rows_per_step="2 rows", padding_fraction=0.0, order="random", estimated_seconds=None, findings=[],
-    run_dir="runs/a b", notes=[],
+    rows_per_step="2 rows", padding_fraction=0.0, order="random", learning_rate=1e-4, estimated_seconds=None,
+    findings=[], run_dir="runs/a b", notes=[],
 )  # fmt: skip
 
 Captured = pytest.CaptureFixture[str]

@@ -31,6 +31,7 @@ def settings(rows_csv: Path, tiny_model_dir: Path) -> Settings:
         "train.precision": "fp32",
         "train.threads": 1,
         "optim.learning_rate": 3e-3,
+        "optim.warmup": "6%",
         "train.evaluate_every": 5,
         "train.save_every": 3,
         "evaluate.baselines": False,

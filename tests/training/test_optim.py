@@ -1,10 +1,10 @@
 import pytest
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import BertConfig, GPT2Config, T5Config, get_scheduler
 
 from headstart.recipe import OptimSection
-from headstart.training.optim import build_optimizer, learning_rate_factor, parameter_groups
+from headstart.training.optim import build_optimizer, default_learning_rate, learning_rate_factor, parameter_groups
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -47,3 +47,30 @@ def test_sgd_gets_its_momentum() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), OptimSection(name="sgd", momentum=0.5))
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["momentum"] == 0.5
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "rate"),
+    [
+        (BertConfig(hidden_size=32), 3e-4),
+        (BertConfig(hidden_size=256), 3e-4),
+        (BertConfig(hidden_size=384), 2e-4),
+        (T5Config(d_model=512), 1.1e-4),
+        (GPT2Config(n_embd=768), 5e-5),
+        (BertConfig(hidden_size=1024), 2.8e-5),
+        (None, 5e-5),
+    ],
+)
+def test_the_default_learning_rate_follows_from_the_width(config: object, rate: float) -> None:
+    model = nn.Linear(2, 2)
+    if config is not None:
+        model.config = config  # type: ignore[assignment]
+    assert [default_learning_rate(model, rows) for rows in (32, 256)] == [rate, rate]
+    assert build_optimizer(model).param_groups[0]["lr"] == pytest.approx(rate / 2, rel=0.03)
+    assert build_optimizer(model, learning_rate=0.5).param_groups[0]["lr"] == 0.5
+
+
+def test_the_default_learning_rate_is_lower_for_fewer_rows() -> None:
+    rates = [default_learning_rate(nn.Linear(2, 2), rows) for rows in (1, 8, 16, 30.5, 32)]
+    assert rates == [8.8e-6, 2.5e-5, 3.5e-5, 4.9e-5, 5e-5]

@@ -119,7 +119,7 @@ TRAIN: Final = Command(
             Option("--model", "hub name or folder", "NAME_OR_PATH", "model.checkpoint", "the embedded one"),
             Option("--epochs", "passes over the training rows", "N", "train.epochs", "3", float),
             Option("--batch-size", "rows of one forward pass", "N", "train.batch_size", "32", int),
-            Option("--learning-rate", "highest of the schedule", "X", "optim.learning_rate", "0.0001", float),
+            Option("--learning-rate", "highest of the schedule", "X", "optim.learning_rate", "by the model", float),
             Option("--seed", "decides order, dropout and new parameters", "N", "train.seed", "0", int),
             Option("--processes", "processes of this machine that train together", "N", "train.processes", "1", int),
         ),

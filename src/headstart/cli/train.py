@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_demo", "run_train"]
 
-DEMO_SETTINGS: Final = {"data.limit": 4000, "train.epochs": 1, "optim.learning_rate": 2e-4}
+DEMO_SETTINGS: Final = {"data.limit": 4000, "train.epochs": 1}
 DEMO_EXAMPLES = 3
 
 

@@ -56,6 +56,7 @@ class PlanSummary:
         rows_per_step: in words.
         padding_fraction: share of padding in what the layers compute in the first epoch, 0 to 1.
         order: of the rows: "length", "random" or "sequential".
+        learning_rate: the highest of the schedule.
         estimated_seconds: of the whole training; None where there is no estimate.
         findings: (level, message) of what is remarkable in the rows.
         run_dir: where the run goes.
@@ -82,6 +83,7 @@ class PlanSummary:
     rows_per_step: str
     padding_fraction: float
     order: str
+    learning_rate: float
     estimated_seconds: float | None
     findings: list[tuple[str, str]]
     run_dir: str
@@ -180,7 +182,7 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
     padding = f"{summary.padding_fraction:.0%} padding" if summary.padding_fraction else "no padding"
     steps = (
         f"{count(summary.total_steps, 'step')} of {summary.rows_per_step}, {epochs} epoch"
-        f"{'' if epochs == '1' else 's'}, {_ORDERS[summary.order]}, {padding}"
+        f"{'' if epochs == '1' else 's'}, {_ORDERS[summary.order]}, {padding}, learning rate {summary.learning_rate:g}"
     )
     threads = f", {count(summary.threads, 'thread')}" if summary.device == "cpu" else ""
     processes = f"{summary.processes} processes, each on " if summary.processes > 1 else ""

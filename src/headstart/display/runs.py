@@ -224,6 +224,7 @@ def _describe_recipe(recipe: Recipe, data: Mapping[str, Any]) -> list[tuple[str,
     size = f"{train.batch_size} rows" if train.batch_size is not None else f"{train.tokens_per_batch or 0:,} tokens"
     batch = f"{train.accumulation} x {size}" if train.accumulation > 1 else size
     length = f"{train.max_steps:,} steps" if train.max_steps is not None else f"{train.epochs or 1:g} epochs"
+    schedule = f"{optim.schedule} with warmup {optim.warmup}"
     model = recipe.model.checkpoint
     return [
         ("task", plain(recipe.task.name or "")),
@@ -232,10 +233,7 @@ def _describe_recipe(recipe: Recipe, data: Mapping[str, Any]) -> list[tuple[str,
         ("labels", plain(", ".join(labels[:8]) + more)),
         ("model", plain(_short_model(model) if model is not None else "the embedded default")),
         ("training", plain(f"{length} of {batch}, seed {train.seed}")),
-        (
-            "optimizer",
-            plain(f"{optim.name}, learning rate {optim.learning_rate:g}, {optim.schedule} with warmup {optim.warmup}"),
-        ),
+        ("optimizer", plain(f"{optim.name}, learning rate {optim.peak_learning_rate:g}, {schedule}")),
     ]
 
 

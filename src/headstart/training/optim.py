@@ -21,7 +21,14 @@ from headstart.training.fast_adamw import FastAdamW, why_not_fast
 if TYPE_CHECKING:
     from headstart.recipe import OptimSection
 
-__all__ = ["build_optimizer", "learning_rate_factor", "optimizer_parts", "parameter_groups", "replace_optimizer"]
+__all__ = [
+    "build_optimizer",
+    "default_learning_rate",
+    "learning_rate_factor",
+    "optimizer_parts",
+    "parameter_groups",
+    "replace_optimizer",
+]
 
 
 # Fields of a recipe's section that the training makes true, and what an own loop does.
@@ -67,6 +74,32 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def default_learning_rate(model: nn.Module, rows_per_update: float = 8) -> float:
+    """Give a learning rate by which AdamW fine-tunes a model of this width.
+
+    In updates of 32 rows and more it is `2e-4 * (384 / width) ** 2`, at most 3e-4: 2e-4 for hidden states of 384
+    numbers, 5e-5 for 768, 2.8e-5 for 1,024. Fewer rows make it smaller in proportion to the square root of their
+    number. It is rounded to two digits.
+
+    Args:
+        model: the hidden size of its config is the width; 768 where it has none.
+        rows_per_update: their average number.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=768, num_hidden_layers=1, vocab_size=8))
+        >>> default_learning_rate(model, rows_per_update=32), default_learning_rate(model)
+        (5e-05, 2.5e-05)
+
+    Source: the rates for 384 are measured (docs/log.md); the others lie among those that small models (Turc et al.
+    2019, Well-Read Students Learn Better), BERT-base and BERT-large (Devlin et al. 2019) are fine-tuned with. The
+    square root: Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms.
+    """
+    width = getattr(getattr(model, "config", None), "hidden_size", 768)
+    rate = min(2e-4 * (384 / width) ** 2, 3e-4) * math.sqrt(min(rows_per_update, 32) / 32)
+    return float(f"{rate:.2g}")
+
+
 def build_optimizer(
     model: nn.Module,
     optim: OptimSection | None = None,
@@ -80,7 +113,8 @@ def build_optimizer(
 
     Args:
         model: its trainable parameters are optimized.
-        optim: name and numbers; the learning rate is the highest of the schedule. None takes those of `numbers`.
+        optim: name and numbers; the learning rate is the highest of the schedule, and where it is None that of
+            `default_learning_rate`. None takes those of `numbers`.
         fast: make an update in one pass over the numbers, where that can be; see `FastAdamW`.
         lazy_rows: update the rows of large embeddings when a batch looks them up; their gradients are then sparse, so
             that `FastAdamW.clip` takes the place of `torch.nn.utils.clip_grad_norm_`. Needs `fast`.
@@ -113,15 +147,16 @@ def build_optimizer(
     elif numbers:
         raise TypeError(f"build_optimizer takes a section or numbers ({', '.join(numbers)}), not both")
     groups = parameter_groups(model, optim.weight_decay)
+    rate = optim.learning_rate or default_learning_rate(model)
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}
     if optim.name == "sgd":
         # PyTorch has no fused SGD for parameters of which each process holds a part.
         fused = fused and not any(isinstance(parameter, DTensor) for parameter in parameters)
-        plain = torch.optim.SGD(groups, lr=optim.learning_rate, momentum=optim.momentum or 0.0, fused=fused)
+        plain = torch.optim.SGD(groups, lr=rate, momentum=optim.momentum or 0.0, fused=fused)
         return _with_parts(plain, "the optimizer is SGD")
     betas = _number(optim.beta1), _number(optim.beta2)
-    adamw = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=_number(optim.epsilon), fused=fused)
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, eps=_number(optim.epsilon), fused=fused)
     why_not = "" if fast else "switched off"
     return replace_optimizer(model, adamw, copies=copies, why_not=why_not, lazy_rows=lazy_rows)
 
