@@ -21,10 +21,10 @@ headstart                its defaults
 headstart, plain path    its defaults, the order of the rows too, without the fast path; with --only, to compare scores
 
 Batches of 32 train with the learning rate of headstart's defaults; the others with `--learning-rate`, without weight
-decay. Nobody warms up. All train the same rows for the same number of epochs. Each contestant runs in a process of its own;
-rounds alternate, and their order turns from round to round, so that a machine that slows down slows all of them.
-Samples a second cover the training steps after the first five, loading of batches included; loading of the model,
-evaluating and saving apart. Memory is the highest resident size of the process up to the end of the training.
+decay. Nobody warms up. All train the same rows for the same number of epochs. Each contestant runs in a process of
+its own; rounds alternate, and their order turns from round to round, so that a machine that slows down slows all of
+them. Samples a second cover the training steps after the first five, loading of batches included; loading of the
+model, evaluating and saving apart. Memory is the highest resident size of the process up to the end of the training.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ A page has a place for a table between two comments, and what stands between the
 The word names results: `parts` those of files parts-DATE.json, `parts-bert-base` those of parts-bert-base-DATE.json, as
 `--json FILE` has written them. `<!-- speed table -->` is short for `<!-- table: against_trainer -->`, and
 `<!-- speed picture -->` is the plot of the same result; `<!-- scores -->` compares the scores of all files
-against_trainer-scores-ROWS-DATE.json. Results of the short and tiny forms are not drawn.
+against_trainer-scores-NAME-DATE.json, those of the same rows and epochs in one table: the last file, by name, with a
+contestant counts. Results of the short and tiny forms are not drawn.
 """
 
 from __future__ import annotations
@@ -99,11 +100,15 @@ def scores(results: Sequence[Mapping[str, Any]]) -> str:
     """Give the scores of contestants over seeds, beside the first one's, and the commands."""
     from scipy.stats import ttest_ind
 
-    told = []
+    by_job: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        settings, lines = result["settings"], []
-        first = result["rows"][0]["accuracy"]["values"]
-        for place, row in enumerate(result["rows"]):
+        job = f"{result['settings']['rows']}; epochs {result['settings']['epochs']}"
+        by_job.setdefault(job, []).append(result)
+    told = []
+    for job, group in by_job.items():
+        rows = {row["name"]: row for result in group for row in result["rows"]}
+        lines, first = [], next(iter(rows.values()))["accuracy"]["values"]
+        for place, row in enumerate(rows.values()):
             values = row["accuracy"]["values"]
             mean = statistics.mean(values)
             beside = ""
@@ -111,10 +116,11 @@ def scores(results: Sequence[Mapping[str, Any]]) -> str:
                 low, high = ttest_ind(values, first, equal_var=False).confidence_interval()
                 beside = f"{mean - statistics.mean(first):+.3f} [{low:+.3f}, {high:+.3f}]"
             lines.append([NAMES.get(row["name"], row["name"]), f"{mean:.3f}", _range(values), beside])
-        job = f"{settings['rows']}; epochs {settings['epochs']}"
         titles = [job, "mean accuracy", "lowest to highest", "difference of means, 95 %"]
-        machine = in_words(result["machine"], result["versions"])
-        told += [draw_table(titles, lines), f"`{result['command']}`, {result['date']}, on {machine}."]
+        told.append(draw_table(titles, lines))
+        for result in group:
+            machine = in_words(result["machine"], result["versions"])
+            told.append(f"`{result['command']}`, {result['date']}, on {machine}.")
     return "\n\n".join(told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import json
@@ -166,6 +167,14 @@ def test_scores_of_seeds_stand_beside_the_first_with_an_interval(draw: ModuleTyp
     # Welch: variances 0.0004 and 0.0013 of three values each, 3.12 degrees of freedom, t = 3.111.
     assert "0.740" in other and "+0.020 [-0.054, +0.094]" in other
     assert draw.fill_page("<!-- scores -->\n<!-- end of table -->\n", {}).splitlines()[1] == "Not measured yet."
+
+    again = {**result, "command": "python again", "rows": [copy.deepcopy(result["rows"][1])]}
+    again["rows"][0]["accuracy"]["values"] = [0.81, 0.83, 0.88]
+    filled = draw.fill_page(
+        "<!-- scores -->\n<!-- end of table -->\n", results | {"against_trainer-scores-mrpc-again": again}
+    )
+    assert filled.count("epochs 3") == 1 and "0.840" in filled and "+0.120" in filled and "+0.020" not in filled
+    assert f"`{result['command']}`" in filled and "`python again`" in filled
 
 
 def test_plot_has_a_bar_as_long_as_the_speed_for_each_contestant(draw: ModuleType) -> None:

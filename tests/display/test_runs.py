@@ -105,7 +105,8 @@ def make_run(
     scores: dict[str, Any] | None = None,
     derived: dict[str, Any] | None = None,
 ) -> Path:
-    recipe = build_recipe(values={"train.epochs": 3, "train.batch_size": 32, "train.accumulation": 2})
+    values = {"train.epochs": 3, "train.batch_size": 32, "train.accumulation": 2, "optim.learning_rate": 1e-4}
+    recipe = build_recipe(values=values)
     (folder / RECIPE_FILE).write_text(recipe.to_yaml(derived))
     (folder / DATA_FILE).write_text(json.dumps(DATA))
     if scores is not None:

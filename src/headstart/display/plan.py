@@ -182,7 +182,7 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
     padding = f"{summary.padding_fraction:.0%} padding" if summary.padding_fraction else "no padding"
     steps = (
         f"{count(summary.total_steps, 'step')} of {summary.rows_per_step}, {epochs} epoch"
-        f"{'' if epochs == '1' else 's'}, {_ORDERS[summary.order]}, {padding}, learning rate {summary.learning_rate:g}"
+        f"{'' if epochs == '1' else 's'}, {_ORDERS[summary.order]}, {padding}"
     )
     threads = f", {count(summary.threads, 'thread')}" if summary.device == "cpu" else ""
     processes = f"{summary.processes} processes, each on " if summary.processes > 1 else ""
@@ -190,7 +190,7 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
     time = f"about {format_seconds(_coarse(seconds))}" if seconds is not None else "no estimate"
     return [
         ("model", model),
-        ("training", plain(steps)),
+        ("training", plain(steps).append(f"\nlearning rate {summary.learning_rate:g}")),
         ("computing", plain(f"{processes}{summary.device}{threads}, {summary.precision}")),
         *([("fast path", describe_fast_path(summary.fast))] if summary.fast else []),
         ("time", Text(time, style=HEADING)),
