@@ -171,7 +171,7 @@ def finetune(
         settings: any other setting, as "section.key=value".
         epochs: passes over the training rows.
         batch_size: rows of one forward pass.
-        learning_rate: the highest of the schedule; None takes the one that suits the width of the model.
+        learning_rate: the highest of the schedule; None chooses by the width of the model and the rows of an update.
         max_length: tokens of a row at most.
         seed: decides new parameters, order and dropout.
         limit: training rows, a number or "10%".

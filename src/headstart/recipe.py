@@ -192,7 +192,7 @@ class ModelSection(_Section):
 
 
 class OptimSection(_Section):
-    """How an update is made. `learning_rate` null: AdamW's follows from the width of the model."""
+    """How an update is made. `learning_rate` null: chosen by the width of the model and the rows of an update."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
