@@ -22,6 +22,7 @@ from headstart.models.kernels.elementwise import (
     gelu,
     gelu_backward,
 )
+from headstart.models.kernels.packing import turned_width
 
 DTYPES = [torch.float32, torch.bfloat16]
 sizes = {
@@ -105,7 +106,7 @@ def test_gelu_and_its_slope(lines: int, width: int, scale: float, approximate: b
     out = gelu(values, slopes, approximate=approximate)
     assert_close(out, wanted.detach())
     assert torch.equal(gelu(values, approximate=approximate), out)
-    found = gelu_backward(grad, slopes)
+    found, _ = gelu_backward(grad, slopes)
     assert float((found.double() - slope).abs().max()) <= (4e-6 if dtype == torch.float32 else 1.2e-2) * float(
         grad.abs().max()
     )
@@ -118,6 +119,39 @@ def test_sums_of_columns_of_any_width(lines: int, width: int, dtype: torch.dtype
     found = add_columns(values)
     assert found.dtype == torch.float32
     assert float((found.double() - values.double().sum(0)).abs().max()) <= 1e-5 * lines
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 100), st.sampled_from([16, 48, 208]))
+def test_what_a_pass_gives_is_turned_on_the_way(lines: int, width: int) -> None:
+    bfloat16 = torch.bfloat16
+    values, slopes, more = (numbers(lines, width, seed=seed, dtype=bfloat16) for seed in range(3))
+
+    def room() -> torch.Tensor:
+        return torch.full((width, turned_width(lines)), float("nan"), dtype=bfloat16)
+
+    turned = room()
+    assert torch.equal(add_columns(values, turned), add_columns(values))
+    assert torch.equal(turned[:, :lines], values.t())
+
+    turned = room()
+    out, sums = gelu_backward(values, slopes, turned=turned)
+    assert torch.equal(out, values * slopes)
+    assert torch.equal(turned[:, :lines], out.t())
+    assert torch.equal(sums, add_columns(out))
+
+    weight, statistics, turned = numbers(width), numbers(lines, 2).abs() + 0.5, room()
+    drops = Drops(random_bits.split(11, torch.arange(lines)), 0.3)
+    wanted = drop_add_norm_backward(values + more, slopes, weight, statistics, 1, drops)
+    found = drop_add_norm_backward(values.clone(), slopes, weight, statistics, 1, drops, more=more, turned=turned)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert torch.equal(turned[:, :lines], found[1].t())
+
+
+@pytest.mark.parametrize("lines", [1, 32, 33, 1024, 1025, 70_000])
+def test_sums_of_many_lines_lose_nothing(lines: int) -> None:
+    values = numbers(lines, 80)
+    assert float((add_columns(values).double() - values.double().sum(0)).abs().max()) <= 2e-6 * lines**0.5 * 10
 
 
 def run_drop(values: torch.Tensor, drops: Drops) -> Any:
@@ -133,7 +167,7 @@ def run_norm(values: torch.Tensor, drops: Drops) -> Any:
 
 def run_gelu(values: torch.Tensor, drops: Drops) -> Any:
     slopes = torch.empty_like(values)
-    return gelu(values, slopes), slopes, gelu_backward(values, slopes), add_columns(values)
+    return gelu(values, slopes), slopes, *gelu_backward(values, slopes), add_columns(values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

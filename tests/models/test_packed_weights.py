@@ -13,9 +13,10 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from headstart.models import packed_weights
-from headstart.models.kernels.packing import transpose
+from headstart.models.kernels.packing import transpose, turned_width
 from headstart.models.packed_weights import PackedWeight
-from headstart.models.swaps.products import multiply, multiply_transposed
+from headstart.models.swaps import products
+from headstart.models.swaps.products import multiply, multiply_transposed, room_to_turn, weight_and_bias
 from headstart.models.working_copies import WorkingCopies
 from small_families import PACKS
 
@@ -125,7 +126,8 @@ def test_without_the_part_products_take_the_copies() -> None:
 @settings(max_examples=40, deadline=None)
 def test_transpose_is_the_transpose(lines: int, columns: int) -> None:
     values = random(lines, 16 * columns)
-    assert torch.equal(transpose(values), values.t())
+    turned = transpose(values, torch.empty(16 * columns, turned_width(lines), dtype=torch.bfloat16))
+    assert torch.equal(turned[:, :lines], values.t())
 
 
 @pytest.mark.parametrize("lines", [1, 127, 128, 300])
@@ -136,3 +138,25 @@ def test_the_gradient_of_a_weight_is_summed_over_all_lines(lines: int, dtype: to
     assert torch.allclose(multiply_transposed(a, b).double(), expected, rtol=2**-7, atol=1e-3)
     half = torch.cat([a, a], 1)[:, :48]  # its lines are further apart than they are long
     assert torch.allclose(multiply_transposed(half, b).double(), expected, rtol=2**-7, atol=1e-3)
+
+
+def test_room_to_turn_is_used_again_and_is_not_kept_where_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = room_to_turn(random(300, 48)), room_to_turn(random(128, 32))
+    assert large is not None and large.shape == (48, 320)
+    assert small is not None and small.data_ptr() == large.data_ptr()
+    monkeypatch.setattr(products, "_LARGEST_ROOM", 48 * 320 - 1)
+    other = room_to_turn(random(300, 48))
+    assert other is not None and other.data_ptr() != large.data_ptr()
+    assert room_to_turn(random(127, 48)) is None and room_to_turn(random(300, 40)) is None
+    assert room_to_turn(random(300, 48).float()) is None and room_to_turn(random(48, 300).t()) is None
+
+
+@pytest.mark.parametrize("lines", [1, 127, 128, 300])
+@pytest.mark.parametrize("needs_weight", [True, False])
+@pytest.mark.parametrize("needs_bias", [True, False])
+def test_gradients_of_a_linear_layer(lines: int, needs_weight: bool, needs_bias: bool) -> None:
+    grad, x = random(lines, 48, seed=1), random(lines, 32, seed=2)
+    weight, bias = weight_and_bias(grad, x, needs_weight, needs_bias)
+    assert (weight is not None) == needs_weight and (bias is not None) == needs_bias
+    assert weight is None or torch.equal(weight, multiply_transposed(grad, x))
+    assert bias is None or torch.allclose(bias.double(), grad.double().sum(0), atol=1e-4)

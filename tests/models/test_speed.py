@@ -313,8 +313,8 @@ def test_a_wrong_gradient_of_one_small_parameter_is_found(monkeypatch: pytest.Mo
 
     right = norms.drop_add_norm_backward
 
-    def wrong(*arguments: Any) -> Any:
-        first, second, sums = right(*arguments)
+    def wrong(*arguments: Any, **named: Any) -> Any:
+        first, second, sums = right(*arguments, **named)
         return first, second, sums * torch.tensor([1.0, 1.0, 1.5])[:, None]
 
     monkeypatch.setattr(norms, "drop_add_norm_backward", wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 
+import pytest
 import torch
 from torch.nn import Parameter
 
@@ -23,6 +24,18 @@ def test_copies_of_a_group_lie_one_after_the_other() -> None:
     assert torch.equal(joined, torch.cat([first, second]).to(torch.bfloat16))
     assert copies.of(first).data_ptr() == joined.data_ptr()
     assert copies.tensors[second].data_ptr() == joined[2:].data_ptr()
+
+
+def test_some_of_a_group_are_one_matrix_too() -> None:
+    first, second, third = weights(2, 3, 4)
+    copies = WorkingCopies([[first, second, third]])
+    assert torch.equal(copies.of(second, third), torch.cat([second, third]).to(torch.bfloat16))
+    assert copies.of(first, second).data_ptr() == copies.of(first).data_ptr()
+    with torch.no_grad():
+        third.mul_(2.0)
+    assert torch.equal(copies.of(second, third), torch.cat([second, third]).to(torch.bfloat16))
+    with pytest.raises(ValueError, match="do not follow one another"):
+        copies.of(first, third)
 
 
 def test_what_the_optimizer_writes_is_not_written_over() -> None:

@@ -45,12 +45,13 @@ class WorkingCopies:
     def _allocate(self) -> None:
         self.kept_by_optimizer = False
         """Whether an optimizer writes the copies together with the weights."""
-        self._kept: set[torch.Tensor] | None = None
+        self._kept: set[int] | None = None
         self._tensors: dict[Any, torch.Tensor] = {}
         self.tensors: Mapping[Parameter, torch.Tensor] = self._tensors
         """The copy of each parameter, as an optimizer writes it."""
         self._joined: dict[tuple[int, ...], torch.Tensor] = {}
-        self._seen: dict[torch.Tensor, tuple[int, int]] = {}
+        # By id, because a tensor's own hash takes longer than all else; the groups keep these parameters.
+        self._seen: dict[int, tuple[int, int]] = {}
         self._packed: dict[tuple[int, ...], PackedWeight | None] = {}
         self._stale: set[tuple[int, ...]] = set()
         self.packs = False
@@ -73,7 +74,7 @@ class WorkingCopies:
 
     def keep(self, parameters: Iterable[torch.Tensor]) -> None:
         """Say that an optimizer writes the copies of these parameters, and of no others, together with them."""
-        self.kept_by_optimizer, self._kept = True, set(parameters)
+        self.kept_by_optimizer, self._kept = True, set(map(id, parameters))
 
     def covers(self, *parameters: torch.Tensor | None) -> bool:
         """Say whether there are copies of these parameters, written by an optimizer, or of what nobody trains."""
@@ -83,34 +84,45 @@ class WorkingCopies:
             if parameter is None:
                 continue
             # Another optimizer may change it, and a fused one leaves its version as it was.
-            if parameter.requires_grad and self._kept is not None and parameter not in self._kept:
+            if parameter.requires_grad and self._kept is not None and id(parameter) not in self._kept:
                 return False
             # One that is where it was is also what it was.
-            if self._seen.get(parameter) != (parameter._version, parameter.data_ptr()):
+            if self._seen.get(id(parameter)) != (parameter._version, parameter.data_ptr()):
                 copy = self._tensors.get(parameter)
                 if copy is None or parameter.dtype != torch.float32 or parameter.device != copy.device:
                     return False
         return True
 
     def of(self, *parameters: torch.Tensor) -> torch.Tensor:
-        """Give the copy of a parameter, or of a whole group as one matrix."""
+        """Give the copy of a parameter, or of several that follow one another in a group as one matrix."""
         for parameter in parameters:
             seen = parameter._version, parameter.data_ptr()
-            if self._seen.get(parameter) != seen:
+            if self._seen.get(id(parameter)) != seen:
                 with torch.no_grad():
                     self._tensors[parameter].copy_(parameter)
-                self._seen[parameter] = seen
+                self._seen[id(parameter)] = seen
                 self._stale.update(key for key in self._packed if id(parameter) in key)
-        if len(parameters) == 1:
-            return self._tensors[parameters[0]]
-        return self._joined[tuple(id(parameter) for parameter in parameters)]
+        key = tuple(map(id, parameters))
+        if key not in self._joined:
+            self._joined[key] = self._part_of_group(key)
+        return self._joined[key]
+
+    def _part_of_group(self, key: tuple[int, ...]) -> torch.Tensor:
+        """Give some lines of a group's matrix."""
+        (group,) = (group for group in self._groups if any(id(parameter) == key[0] for parameter in group))
+        ids, rows = [id(parameter) for parameter in group], [parameter.shape[0] for parameter in group]
+        first = ids.index(key[0])
+        end = first + len(key)
+        if tuple(ids[first:end]) != key:
+            raise ValueError("These parameters do not follow one another in a group.")
+        return self._joined[tuple(ids)][sum(rows[:first]) : sum(rows[:end])]
 
     def operands(self, *parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give what `of` gives as products take it: forward for x weight', backward for grad weight."""
         weight = self.of(*parameters)
         if not self.packs:
             return weight, weight.t()
-        key = tuple(id(parameter) for parameter in parameters)
+        key = tuple(map(id, parameters))
         if key not in self._packed:
             self._packed[key] = PackedWeight.of(weight)
         if key in self._stale:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from headstart.models.kernels.blocks import transpose_halves
 from headstart.models.kernels.drawing import Drops, split_key
 from headstart.models.kernels.launch import Kernel, bits_of, float_of, kernel, num_workers, number_at
 from headstart.models.kernels.partial import (
@@ -59,7 +60,9 @@ LINES = 32
 
 @njit(inline="always")
 def _key_of(keys, line, length, places):
-    """Give the key of a token: that of its row, split by its place in the row."""
+    """Give the key of a token: that of its row, split by its place in the row; where rows have no tokens, the row's."""
+    if length == 0:
+        return number_at(keys, line)
     if places != 0:
         place = number_at(places, line)
         return split_key(number_at(keys, place >> 32), place & 0xFFFFFFFF)
@@ -123,11 +126,11 @@ def _make_norm(read: Any, write: Any) -> Kernel:
     return norm
 
 
-def _make_norm_backward(read: Any, write: Any) -> Kernel:
+def _make_norm_backward(read: Any, write: Any, turn: Any) -> Kernel:
     @kernel(variant=read.__name__)
     def norm_backward(
-        chunk, worker, grad_out, sums, weight, statistics, grad_sum, grad_values, partial, scratch, lines, width,
-        length, places, keys, threshold, factor,
+        chunk, worker, grad_out, more, sums, weight, statistics, grad_sum, grad_values, partial, scratch, turned,
+        turned_width, lines, width, length, places, keys, threshold, factor,
     ):  # fmt: skip
         first, last = chunk * LINES, min((chunk + 1) * LINES, lines)
         area = scratch + worker * LINES * 16
@@ -137,6 +140,9 @@ def _make_norm_backward(read: Any, write: Any) -> Kernel:
             scales = splat(load_one(statistics, 2 * line + 1))
             plain, weighted = zero, zero
             for lane in range(0, width, 16):
+                if more != 0:
+                    both = read(grad_out, line * width + lane) + read(more, line * width + lane)
+                    write(grad_out, line * width + lane, both)
                 slope = read(grad_out, line * width + lane) * load(weight, lane)
                 plain = plain + slope
                 weighted = add_product(slope, (read(sums, line * width + lane) - means) * scales, weighted)
@@ -163,6 +169,8 @@ def _make_norm_backward(read: Any, write: Any) -> Kernel:
                     value = value * keep_factors(number_at(place, 1), lane, threshold, float_of(factor))
                     write(grad_values, line * width + lane, value)
                 grad_shift = grad_shift + value
+            if turned != 0:
+                turn(grad_values, first, lines, width, lane, turned, turned_width)
             store(out, lane, grad_weight)
             store(out, width + lane, grad_bias)
             store(out, 2 * width + lane, grad_shift)
@@ -202,26 +210,65 @@ def _make_gelu(read: Any, write: Any) -> Kernel:
     return gelu
 
 
-def _make_gelu_backward(read: Any, write: Any) -> Kernel:
+def _make_gelu_backward(read: Any, write: Any, turn: Any) -> Kernel:
     @kernel(variant=read.__name__)
-    def gelu_backward(chunk, worker, grad, slopes, out, lines, width):
-        for place in range(chunk * LINES * width, min((chunk + 1) * LINES, lines) * width, 16):
-            write(out, place, read(grad, place) * read(slopes, place))
+    def gelu_backward(chunk, worker, grad, slopes, out, partial, turned, turned_width, lines, width):
+        first, last = chunk * LINES, min((chunk + 1) * LINES, lines)
+        for lane in range(0, width, 16):
+            store(partial, chunk * width + lane, splat(np.float32(0.0)))
+        for line in range(first, last):
+            for lane in range(0, width, 16):
+                place = line * width + lane
+                write(out, place, read(grad, place) * read(slopes, place))
+                sums = load(partial, chunk * width + lane) + read(out, place)  # as it is rounded
+                store(partial, chunk * width + lane, sums)
+        if turned != 0:
+            for lane in range(0, width, 16):
+                turn(out, first, lines, width, lane, turned, turned_width)
 
     return gelu_backward
 
 
-def _make_columns(read: Any, write: Any) -> Kernel:
+def _make_columns(read: Any, turn: Any) -> Kernel:
     @kernel(variant=read.__name__)
-    def columns(chunk, worker, values, partial, lines, width):
+    def columns(chunk, worker, values, partial, turned, turned_width, lines, width):
         first, last = chunk * LINES, min((chunk + 1) * LINES, lines)
         for lane in range(0, width, 16):
-            sums = splat(np.float32(0.0))
-            for line in range(first, last):
-                sums = sums + read(values, line * width + lane)
-            store(partial, chunk * width + lane, sums)
+            store(partial, chunk * width + lane, splat(np.float32(0.0)))
+        for line in range(first, last):
+            for lane in range(0, width, 16):
+                sums = load(partial, chunk * width + lane) + read(values, line * width + lane)
+                store(partial, chunk * width + lane, sums)
+        if turned != 0:
+            for lane in range(0, width, 16):
+                turn(values, first, lines, width, lane, turned, turned_width)
 
     return columns
+
+
+@kernel
+def add_chunks(chunk, worker, partial, out, count, width):
+    """Add up the sums of chunks, 64 columns at a time; in groups, so that many of them lose no more than few."""
+    for lane in range(chunk * 64, min((chunk + 1) * 64, width), 16):
+        sums = splat(np.float32(0.0))
+        for first in range(0, count, LINES):
+            group = splat(np.float32(0.0))
+            for index in range(first, min(first + LINES, count)):
+                group = group + load(partial, index * width + lane)
+            sums = sums + group
+        store(out, lane, sums)
+
+
+@njit(inline="always")
+def _turn(values, first, lines, width, lane, turned, turned_width):
+    """Write the transpose of sixteen columns of a chunk."""
+    source, target = values + (first * width + lane) * 2, turned + (lane * turned_width + first) * 2
+    transpose_halves(source, width, lines - 1 - first, target, turned_width)
+
+
+@njit(inline="always")
+def _cannot_turn(values, first, lines, width, lane, turned, turned_width):
+    pass
 
 
 _MEMORY = {torch.float32: (load, store), torch.bfloat16: (load_bfloat16, store_bfloat16)}
@@ -229,12 +276,13 @@ _FIRST = {
     torch.float32: (load_first, store_first),
     torch.bfloat16: (load_first_bfloat16, store_first_bfloat16),
 }
+_TURN = {torch.float32: _cannot_turn, torch.bfloat16: _turn}
 _drop = {dtype: _make_drop(*memory, *_FIRST[dtype]) for dtype, memory in _MEMORY.items()}
 _norm = {dtype: _make_norm(*memory) for dtype, memory in _MEMORY.items()}
-_norm_backward = {dtype: _make_norm_backward(*memory) for dtype, memory in _MEMORY.items()}
+_norm_backward = {dtype: _make_norm_backward(*memory, _TURN[dtype]) for dtype, memory in _MEMORY.items()}
 _gelu = {dtype: _make_gelu(*memory) for dtype, memory in _MEMORY.items()}
-_gelu_backward = {dtype: _make_gelu_backward(*memory) for dtype, memory in _MEMORY.items()}
-_columns = {dtype: _make_columns(*memory) for dtype, memory in _MEMORY.items()}
+_gelu_backward = {dtype: _make_gelu_backward(*memory, _TURN[dtype]) for dtype, memory in _MEMORY.items()}
+_columns = {dtype: _make_columns(memory[0], _TURN[dtype]) for dtype, memory in _MEMORY.items()}
 
 
 def _num_chunks(lines: int) -> int:
@@ -242,7 +290,10 @@ def _num_chunks(lines: int) -> int:
 
 
 def drop(values: torch.Tensor, length: int, drops: Drops, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Drop elements of (B * length, H) numbers, each known by its row, its place and its column; H may be any here."""
+    """Drop elements of (B * length, H) numbers, each known by its row, its place and its column; H may be any here.
+
+    Where `length` is 0 the lines are rows without tokens: (B, H) numbers, each known by its row and its column.
+    """
     lines, width = values.shape
     out = torch.empty_like(values) if out is None else out
     _drop[values.dtype](
@@ -293,6 +344,9 @@ def drop_add_norm_backward(
     statistics: torch.Tensor,
     length: int,
     drops: Drops,
+    *,
+    more: torch.Tensor | None = None,
+    turned: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Give the gradients of `drop_add_norm`.
 
@@ -303,6 +357,8 @@ def drop_add_norm_backward(
         statistics: as `drop_add_norm` gave them.
         length: tokens of a row, where `drops` does not say which token each line is.
         drops: of `values`.
+        more: what comes back on another way, like `grad`, to which it is added first; None adds nothing.
+        turned: room for the transpose of the gradient of `values`, as `packing.transpose` takes it.
 
     Returns:
         The gradient of the residual; that of `values` (the same tensor where nothing is dropped); and, float32, shape
@@ -315,10 +371,11 @@ def drop_add_norm_backward(
     partial = torch.empty((count, 3, width), dtype=torch.float32)
     scratch = torch.empty(num_workers(count) * LINES * 4, dtype=torch.float32)
     _norm_backward[grad.dtype](
-        count, grad.data_ptr(), sums.data_ptr(), weight.data_ptr(), statistics.data_ptr(), grad_sum.data_ptr(),
-        grad_values.data_ptr(), partial.data_ptr(), scratch.data_ptr(), lines, width, length, *drops.place_numbers,
+        count, grad.data_ptr(), 0 if more is None else more.data_ptr(), sums.data_ptr(), weight.data_ptr(),
+        statistics.data_ptr(), grad_sum.data_ptr(), grad_values.data_ptr(), partial.data_ptr(), scratch.data_ptr(),
+        *_room(turned), lines, width, length, *drops.place_numbers,
     )  # fmt: skip
-    return grad_sum, grad_values, partial.sum(0)
+    return grad_sum, grad_values, _add_chunks(partial)
 
 
 def gelu(
@@ -343,19 +400,52 @@ def gelu(
     return out
 
 
-def gelu_backward(grad: torch.Tensor, slopes: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Multiply `grad` by the slopes, into `out`, which may be one of them."""
+def gelu_backward(
+    grad: torch.Tensor, slopes: torch.Tensor, out: torch.Tensor | None = None, turned: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multiply a gradient by the slopes.
+
+    Args:
+        grad: of what `gelu` gave.
+        slopes: as `gelu` gave them.
+        out: where the result goes; may be one of them.
+        turned: room for the transpose of the result, as `packing.transpose` takes it.
+
+    Returns:
+        The result, and what `add_columns` gives of it.
+    """
     lines, width = grad.shape
     out = torch.empty_like(grad) if out is None else out
-    _gelu_backward[grad.dtype](_num_chunks(lines), grad.data_ptr(), slopes.data_ptr(), out.data_ptr(), lines, width)
-    return out
+    partial = torch.empty((_num_chunks(lines), width), dtype=torch.float32)
+    _gelu_backward[grad.dtype](
+        _num_chunks(lines), grad.data_ptr(), slopes.data_ptr(), out.data_ptr(), partial.data_ptr(), *_room(turned),
+        lines, width,
+    )  # fmt: skip
+    return out, _add_chunks(partial)
 
 
-def add_columns(values: torch.Tensor) -> torch.Tensor:
-    """Give the sum of the lines of (N, H) numbers, float32, shape (H,); H may be any number here."""
+def add_columns(values: torch.Tensor, turned: torch.Tensor | None = None) -> torch.Tensor:
+    """Give the sum of the lines of (N, H) numbers, float32, shape (H,); H may be any number here.
+
+    Args:
+        values: float32 or bfloat16.
+        turned: room for their transpose, as `packing.transpose` takes it.
+    """
     lines, width = values.shape
     if width % WIDTH:
         return values.sum(0, dtype=torch.float32)
     partial = torch.empty((_num_chunks(lines), width), dtype=torch.float32)
-    _columns[values.dtype](_num_chunks(lines), values.data_ptr(), partial.data_ptr(), lines, width)
-    return partial.sum(0)
+    _columns[values.dtype](_num_chunks(lines), values.data_ptr(), partial.data_ptr(), *_room(turned), lines, width)
+    return _add_chunks(partial)
+
+
+def _add_chunks(partial: torch.Tensor) -> torch.Tensor:
+    """Give the sum over the first axis; what follows it has a multiple of 16 numbers."""
+    out = torch.empty(partial.shape[1:], dtype=torch.float32)
+    width = out.numel()
+    add_chunks(-(-width // 64), partial.data_ptr(), out.data_ptr(), partial.shape[0], width)
+    return out
+
+
+def _room(turned: torch.Tensor | None) -> tuple[int, int]:
+    return (0, 0) if turned is None else (turned.data_ptr(), turned.shape[1])

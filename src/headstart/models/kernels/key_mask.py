@@ -5,6 +5,8 @@ May import layers 0 and 1; needs no numba.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 __all__ = ["MASKED", "KeyMask"]
@@ -52,4 +54,8 @@ class KeyMask:
 
     def shape_of(self, q: torch.Tensor) -> tuple[int, int]:
         """Give the number of rows and the tokens of the longest, for queries of shape (B, heads, T, D)."""
-        return (q.shape[0], q.shape[2]) if self.starts is None else (len(self.starts), int(self.num_keys.max()))
+        return (q.shape[0], q.shape[2]) if self.starts is None else (self.starts.shape[0], self._longest)
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return int(self.num_keys.max())

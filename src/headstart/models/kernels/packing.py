@@ -16,7 +16,7 @@ import torch
 from headstart.models.kernels.blocks import interleave, transpose_block, transpose_halves
 from headstart.models.kernels.launch import kernel, number_at
 
-__all__ = ["pack", "transpose"]
+__all__ = ["pack", "transpose", "turned_width"]
 
 
 @kernel
@@ -60,12 +60,21 @@ def _transpose(chunk, worker, values, out, lines, width, out_width):
             transpose_halves(source, width, lines - 1 - first, out + (column * out_width + first) * 2, out_width)
 
 
-def transpose(values: torch.Tensor) -> torch.Tensor:
-    """Give the transpose of (N, H) bfloat16 numbers, contiguous, H a multiple of 16, as its own tensor.
+def turned_width(lines: int) -> int:
+    """Give how far apart the lines of the transpose of so many are: whole cache lines, which no two threads share."""
+    return -(-lines // 32) * 32
 
-    Its lines are further apart than they are long where N is not a multiple of 32.
+
+def transpose(values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write the transpose of bfloat16 numbers.
+
+    Args:
+        values: shape (N, H), contiguous, H a multiple of 16.
+        out: shape (H, `turned_width(N)`), contiguous; its first N columns become the transpose.
+
+    Returns:
+        `out`.
     """
     lines, width = values.shape
-    out = torch.empty((width, -(-lines // 32) * 32), dtype=values.dtype)
     _transpose(-(-lines // 128), values.data_ptr(), out.data_ptr(), lines, width, out.shape[1])
-    return out[:, :lines]
+    return out

@@ -37,7 +37,7 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (slopes,) = ctx.saved_tensors
         grad = gradients[0].reshape(slopes.shape).to(slopes.dtype).contiguous()
-        return gelu_backward(grad, slopes).view(gradients[0].shape), None
+        return gelu_backward(grad, slopes)[0].view(gradients[0].shape), None
 
 
 def gelu_forward(module: nn.Module, approximate: bool, x: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,8 @@ class _Drop(torch.autograd.Function):
 
 
 def _drop(x: torch.Tensor, drops: Drops) -> torch.Tensor:
-    return drop(x.reshape(-1, x.shape[-1]).contiguous(), x.shape[-2], drops).view(x.shape)
+    length = x.shape[-2] if x.ndim > 2 else 0
+    return drop(x.reshape(-1, x.shape[-1]).contiguous(), length, drops).view(x.shape)
 
 
 def dropout(module: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
@@ -58,8 +59,8 @@ def _obstacle(module: nn.Dropout, x: torch.Tensor) -> str:
     """Say why PyTorch must drop; empty where the kernels can."""
     if module.inplace:
         return "it works in place"
-    if x.ndim < 3:
-        return "the tensors have no rows of tokens"
+    if x.ndim < 2:
+        return "the tensors have no rows"
     if not has_row_keys(len(x)):
         return "the tensors are not the batch's rows"
     return kernel_obstacle(x, any_width=True)

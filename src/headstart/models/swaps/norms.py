@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.drawing import NO_DROPS, Drops
 from headstart.models.kernels.elementwise import drop_add_norm, drop_add_norm_backward
-from headstart.models.swaps.products import Operands, Products, keep, kept, multiply, multiply_transposed
+from headstart.models.swaps.products import (
+    Operands,
+    Products,
+    keep,
+    kept,
+    multiply,
+    multiply_transposed,
+    room_to_turn,
+)
 from headstart.models.swaps.swap import call, has_hooks, is_ours_or_own, note, unwatched
 
 __all__ = ["kernel_obstacle", "layer_norm", "norm_obstacle", "project_and_add"]
@@ -113,13 +121,14 @@ class _ProjectAndAdd(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         backward, flat, sums, norm_weight, statistics = kept(ctx)
         grad = gradients[0].reshape(sums.shape).to(sums.dtype).contiguous()
+        turned = room_to_turn(grad) if ctx.needs_input_grad[2] else None
         grad_rest, grad_sums, columns = drop_add_norm_backward(
-            grad, sums, norm_weight, statistics, ctx.residual_shape[1], ctx.drops
+            grad, sums, norm_weight, statistics, ctx.residual_shape[1], ctx.drops, turned=turned
         )
         return (
             multiply(grad_sums, backward).view(ctx.shape) if ctx.needs_input_grad[0] else None,
             grad_rest.view(ctx.residual_shape) if ctx.needs_input_grad[1] else None,
-            multiply_transposed(grad_sums, flat) if ctx.needs_input_grad[2] else None,
+            multiply_transposed(grad_sums, flat, turned) if ctx.needs_input_grad[2] else None,
             columns[2],
             columns[0],
             columns[1],

@@ -90,7 +90,7 @@ class Lines:
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """Give padded rows, shape (B, T, H), of lines, shape (1, N, H); the padding is 0."""
         padded = x.new_zeros((self.shape[0] * self.shape[1], x.shape[-1]))
-        padded = padded.index_copy(0, self.tokens[: self.num_tokens], x[0, : self.num_tokens])
+        padded.index_copy_(0, self.tokens[: self.num_tokens], x[0, : self.num_tokens])
         return padded.view(*self.shape, -1)
 
     def carry_on(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:

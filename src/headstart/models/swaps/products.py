@@ -7,6 +7,7 @@ May import layers 0 and 1.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from headstart.models.kernels.elementwise import add_columns
-from headstart.models.kernels.packing import transpose
+from headstart.models.kernels.packing import transpose, turned_width
 from headstart.models.swaps.swap import call, note, unwatched
 from headstart.models.working_copies import WorkingCopies
 
@@ -36,10 +37,14 @@ __all__ = [
     "multiply",
     "multiply_transposed",
     "parameters_of",
+    "room_to_turn",
+    "weight_and_bias",
 ]
 
 
 _MANY_LINES = 128
+_LARGEST_ROOM = 2**23  # numbers: sixteen MiB, which nobody misses
+_own = threading.local()
 
 
 def computes_in_bfloat16() -> bool:
@@ -74,12 +79,58 @@ class Operands(NamedTuple):
     bias: torch.Tensor | None
 
 
-def multiply_transposed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Give a' b, the gradient of a weight, summed over the lines of both."""
+def room_to_turn(a: torch.Tensor) -> torch.Tensor | None:
+    """Give room for the transpose of a matrix where `multiply_transposed` multiplies by it; None where it does not.
+
+    The same room again and again, because what was written and read last is in the cache.
+    """
+    if not _is_turned(a):
+        return None
+    shape = a.shape[1], turned_width(a.shape[0])
+    size = shape[0] * shape[1]
+    if size > _LARGEST_ROOM:
+        return torch.empty(shape, dtype=torch.bfloat16)
+    room: torch.Tensor | None = getattr(_own, "room", None)
+    if room is None or room.shape[0] < size:
+        room = _own.room = torch.empty(size, dtype=torch.bfloat16)
+    return room[:size].view(shape)
+
+
+def _is_turned(a: torch.Tensor) -> bool:
     # oneDNN is slow at reading a matrix across; where there is much of it, turning it before is faster.
-    if a.dtype == torch.bfloat16 and len(a) >= _MANY_LINES and not a.shape[1] % 16 and a.is_contiguous():
-        return F.linear(transpose(a), b.t())
+    return a.dtype == torch.bfloat16 and a.shape[0] >= _MANY_LINES and not a.shape[1] % 16 and a.is_contiguous()
+
+
+def multiply_transposed(a: torch.Tensor, b: torch.Tensor, turned: torch.Tensor | None = None) -> torch.Tensor:
+    """Give a' b, the gradient of a weight, summed over the lines of both.
+
+    Args:
+        a: gradients, shape (N, out).
+        b: what was multiplied, shape (N, in).
+        turned: what `room_to_turn` gave for `a`, where a kernel has written its transpose already.
+    """
+    if turned is not None:
+        return F.linear(turned[:, : a.shape[0]], b.t())
+    room = room_to_turn(a)
+    if room is not None:
+        return F.linear(transpose(a, room)[:, : a.shape[0]], b.t())
     return multiply(a.t(), b.t())
+
+
+def weight_and_bias(
+    grad: torch.Tensor, x: torch.Tensor, needs_weight: bool, needs_bias: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Give the gradients of weight and bias of a linear layer, None for what is not needed.
+
+    Args:
+        grad: of its output, contiguous, shape (N, out).
+        x: its input, shape (N, in).
+        needs_weight: whether the first is needed.
+        needs_bias: whether the second is needed.
+    """
+    turned = room_to_turn(grad) if needs_weight and needs_bias else None
+    bias = add_columns(grad, turned) if needs_bias else None
+    return multiply_transposed(grad, x, turned) if needs_weight else None, bias
 
 
 @dataclass
@@ -147,10 +198,11 @@ class Product(torch.autograd.Function):
         grad = gradients[0].reshape(len(flat), -1).to(flat.dtype)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = multiply(grad, backward).view(ctx.shape) if needs_x else None
-        grad_weight = None
-        if needs_weight:
-            grad_weight = multiply_transposed(*((flat, grad) if ctx.is_transposed else (grad, flat)))
-        grad_bias = add_columns(grad.contiguous()) if needs_bias else None
+        if ctx.is_transposed:
+            grad_weight = multiply_transposed(flat, grad) if needs_weight else None
+            grad_bias = add_columns(grad.contiguous()) if needs_bias else None
+        else:
+            grad_weight, grad_bias = weight_and_bias(grad.contiguous(), flat, needs_weight, needs_bias)
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -199,11 +251,11 @@ class _JoinedProduct(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         nothing = (None,) * len(ctx.rows)
         grad_x = multiply(grad, backward).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        weights = multiply_transposed(grad, flat).split(ctx.rows) if any(needed[: len(ctx.rows)]) else nothing
+        weight, bias = weight_and_bias(grad, flat, any(needed[: len(ctx.rows)]), any(needed[len(ctx.rows) :]))
+        weights = nothing if weight is None else weight.split(ctx.rows)
         if not ctx.has_bias:
             return grad_x, None, *weights
-        biases = add_columns(grad).split(ctx.rows) if any(needed[len(ctx.rows) :]) else nothing
-        return grad_x, None, *weights, *biases
+        return grad_x, None, *weights, *(nothing if bias is None else bias.split(ctx.rows))
 
 
 def _join(gradients: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:

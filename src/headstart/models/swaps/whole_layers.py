@@ -24,7 +24,6 @@ from headstart.models.dropout import draw_row_keys, has_row_keys
 from headstart.models.kernels.attention import attend, attend_backward
 from headstart.models.kernels.drawing import NO_DROPS, Drops
 from headstart.models.kernels.elementwise import (
-    add_columns,
     drop_add_norm,
     drop_add_norm_backward,
     gelu,
@@ -41,6 +40,8 @@ from headstart.models.swaps.products import (
     computes_in_bfloat16,
     multiply,
     multiply_transposed,
+    room_to_turn,
+    weight_and_bias,
 )
 from headstart.models.swaps.swap import Swap, call, has_global_hooks, has_hooks, note, swap, unwatched
 from headstart.models.swaps.upstream_text import family_of, hash_text
@@ -141,13 +142,14 @@ class _Layer:
 class _Call(NamedTuple):
     """What one call of a layer is computed with, besides its input and its parameters."""
 
-    qkv: Operands
+    firsts: torch.Tensor | None  # which lines the head reads, where it reads no other
+    queries: Operands | None  # for those alone; None where every token asks
+    qkv: Operands  # for keys and values alone where the queries are apart
     out: Operands
     inner: Operands
     last: Operands
     keys: KeyMask
     lines: Lines | None
-    gives_firsts: bool
     causal: bool
     window: int | None
     scale: float
@@ -270,26 +272,31 @@ def _prepare(
     own, copies = layer.attention, layer.products.copies
     assert copies is not None
     batch, length = x.shape[:2] if lines is None else lines.shape
-    gives_firsts = lines is not None and lines.end_with(module)
-    places = None if lines is None or gives_firsts else lines.places
+    firsts = lines.starts if lines is not None and lines.end_with(module) else None
+    places = None if lines is None or firsts is not None else lines.places
 
     def drops(drawing: nn.Module, probability: float) -> Drops:
         if not (drawing.training and probability):
             return NO_DROPS
         return Drops(draw_row_keys(drawing, batch), probability, places)
 
-    joined = layer.linears[:3]
-    out, inner, last = (Operands(*copies.operands(one.weight), copies.of(one.bias)) for one in layer.linears[3:])
+    def joined(*linears: nn.Linear) -> Operands:
+        weights, biases = ([getattr(one, name) for one in linears] for name in ("weight", "bias"))
+        return Operands(*copies.operands(*weights), copies.of(*biases))
+
+    query, key, value = layer.linears[:3]
+    out, inner, last = map(joined, layer.linears[3:])
     seen = None if mask is None else mask.headstart_seen  # type: ignore[attr-defined]
     first, second = (drops(block.dropout, block.dropout.p) for block in layer.blocks)
     return _Call(
-        qkv=Operands(*copies.operands(*(one.weight for one in joined)), copies.of(*(one.bias for one in joined))),
+        firsts=firsts,
+        queries=None if firsts is None else joined(query),
+        qkv=joined(query, key, value) if firsts is None else joined(key, value),
         out=out,
         inner=inner,
         last=last,
         keys=_keys(seen, lines, batch, length),
         lines=lines,
-        gives_firsts=gives_firsts,
         causal=seen is not None and seen.causal,
         window=None if seen is None else seen.window,
         scale=float(own.scaling),
@@ -316,17 +323,21 @@ class _WholeLayer(torch.autograd.Function):
         batch, length, width = x.shape
         lines = how.lines
         flat = x.reshape(-1, width).to(torch.bfloat16).contiguous()
-        qkv = multiply(flat, how.qkv.forward, how.qkv.bias)
+        qkv, queries, rest = multiply(flat, how.qkv.forward, how.qkv.bias), None, flat
+        if how.firsts is not None and how.queries is not None:
+            rest, length = flat[how.firsts], 1
+            asked = multiply(rest, how.queries.forward, how.queries.bias)
+            queries = _at(how.firsts, asked, len(flat))
         attended, statistics = attend(
-            *_heads(qkv, batch, how.heads), how.keys,
+            *_heads(queries, qkv, batch, how.heads), how.keys,
             scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
-            num_queries=1 if how.gives_firsts else None,
+            num_queries=None if how.firsts is None else 1,
         )  # fmt: skip
-        attended, rest = attended.transpose(1, 2).view(len(flat), -1), flat
-        if lines is not None:
+        attended = attended.transpose(1, 2).view(len(flat), -1)
+        if how.firsts is not None:
+            attended = attended[how.firsts]
+        elif lines is not None:
             attended[lines.num_tokens :] = 0.0  # no row has written there
-        if lines is not None and how.gives_firsts:
-            attended, rest, length = attended[lines.starts], flat[lines.starts], 1
         first = multiply(attended, how.out.forward, how.out.bias)
         middle, first_statistics = drop_add_norm(
             first, rest, out_norm, out_shift, how.epsilons[0], length, how.drops[1]
@@ -341,69 +352,103 @@ class _WholeLayer(torch.autograd.Function):
         )
         ctx.how, ctx.shape, ctx.dtype, ctx.length = how, x.shape, x.dtype, length
         ctx.save_for_backward(
-            flat, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated, second,
-            second_statistics, last_norm,
+            flat, queries, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated,
+            second, second_statistics, last_norm,
         )  # fmt: skip
-        return out.view(-1 if how.gives_firsts else batch, length, width).to(how.result)
+        return out.view(batch if how.firsts is None else -1, length, width).to(how.result)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (
-            flat, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated, second,
-            second_statistics, last_norm,
+            flat, queries, qkv, statistics, attended, first, first_statistics, out_norm, middle, slopes, activated,
+            second, second_statistics, last_norm,
         ) = ctx.saved_tensors  # fmt: skip
         how, lines, length, batch = ctx.how, ctx.how.lines, ctx.length, ctx.shape[0]
         needs_x, _, *needed = ctx.needs_input_grad
 
-        def weight(index: int, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
-            return multiply_transposed(grad, x) if needed[index] else None
+        def room(index: int, grad: torch.Tensor) -> torch.Tensor | None:
+            return room_to_turn(grad) if needed[index] else None
+
+        def weight(index: int, grad: torch.Tensor, x: torch.Tensor, turned: torch.Tensor | None) -> torch.Tensor | None:
+            return multiply_transposed(grad, x, turned) if needed[index] else None
 
         grad = gradients[0].reshape(second.shape).to(flat.dtype).contiguous()
+        turned = room(12, grad)
         grad_rest, grad, of_second = drop_add_norm_backward(
-            grad, second, last_norm, second_statistics, length, how.drops[2]
+            grad, second, last_norm, second_statistics, length, how.drops[2], turned=turned
         )
-        last_weight = weight(12, grad, activated)
+        last_weight = weight(12, grad, activated, turned)
         grad = multiply(grad, how.last.backward)
-        grad = gelu_backward(grad, slopes, out=grad)
-        inner_weight, inner_bias = weight(10, grad, middle), add_columns(grad)
-        grad = multiply(grad, how.inner.backward).add_(grad_rest)
+        turned = room(10, grad)
+        grad, inner_bias = gelu_backward(grad, slopes, out=grad, turned=turned)
+        inner_weight = weight(10, grad, middle, turned)
+        grad = multiply(grad, how.inner.backward)
+        turned = room(6, grad)
         grad_rest, grad, of_first = drop_add_norm_backward(
-            grad, first, out_norm, first_statistics, length, how.drops[1]
+            grad, first, out_norm, first_statistics, length, how.drops[1], more=grad_rest, turned=turned
         )
-        out_weight = weight(6, grad, attended)
+        out_weight = weight(6, grad, attended, turned)
         grad = multiply(grad, how.out.backward)
-        if how.gives_firsts:  # nobody reads what stands at the others, which were not asked
-            grad = torch.empty(len(flat), grad.shape[1], dtype=grad.dtype).index_copy_(0, lines.starts, grad)
+        if how.firsts is not None:  # nobody reads what stands at the others, which were not asked
+            grad = _at(how.firsts, grad, len(flat))
         grad = grad.view(batch, -1, how.heads, grad.shape[1] // how.heads)
-        joined = torch.empty_like(qkv)
+        grad_queries, joined = None if queries is None else torch.empty_like(queries), torch.empty_like(qkv)
         attend_backward(
-            grad.transpose(1, 2), *_heads(qkv, batch, how.heads), statistics, how.keys,
-            _heads(joined, batch, how.heads),
+            grad.transpose(1, 2), *_heads(queries, qkv, batch, how.heads), statistics, how.keys,
+            _heads(grad_queries, joined, batch, how.heads),
             scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
-            num_queries=1 if how.gives_firsts else None,
+            num_queries=None if how.firsts is None else 1,
         )  # fmt: skip
         if lines is not None:
             joined[lines.num_tokens :] = 0.0
+        grad_weight, grad_bias = weight_and_bias(joined, flat, any(needed[:3]), True)
+        weights, biases = _parts(grad_weight, queries), _parts(grad_bias, queries)
+        if how.firsts is not None and how.queries is not None and grad_queries is not None:
+            asked = grad_queries[how.firsts]
+            grad_rest = multiply(asked, how.queries.backward).add_(grad_rest)
+            grad_weight, grad_bias = weight_and_bias(asked, flat[how.firsts], needed[0], True)
+            weights, biases = (grad_weight, *weights), (grad_bias, *biases)
         grad_x = None
         if needs_x:
             # Added in the input's dtype, as autograd adds what comes back on two ways.
             grad_x = multiply(joined, how.qkv.backward).to(ctx.dtype)
-            if how.gives_firsts:
-                grad_x.index_add_(0, lines.starts, grad_rest.to(ctx.dtype))
-            else:
+            if how.firsts is None:
                 grad_x.add_(grad_rest)
+            else:
+                grad_x.index_add_(0, how.firsts, grad_rest.to(ctx.dtype))
             grad_x = grad_x.view(ctx.shape)
-        parts = joined.shape[1] // 3
-        weights = multiply_transposed(joined, flat).split(parts) if any(needed[:3]) else (None,) * 3
         return (
-            grad_x, None, *weights, *add_columns(joined).split(parts),
+            grad_x, None, *weights, *biases,
             out_weight, of_first[2], of_first[0], of_first[1], inner_weight, inner_bias,
             last_weight, of_second[2], of_second[0], of_second[1],
         )  # fmt: skip
 
 
-def _heads(joined: torch.Tensor, batch: int, heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give queries, keys and values, each (B, heads, T, D), that lie side by side in the lines of one matrix."""
-    parts = joined.view(batch, -1, 3, heads, joined.shape[1] // (3 * heads))
-    return parts[:, :, 0].transpose(1, 2), parts[:, :, 1].transpose(1, 2), parts[:, :, 2].transpose(1, 2)
+def _at(lines: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Give a matrix of so many lines, of which those hold the values, and nobody reads the others."""
+    return values.new_empty(count, values.shape[1]).index_copy_(0, lines, values)
+
+
+def _parts(joined: torch.Tensor | None, queries: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Give the gradients of queries, keys and values, or of the last two where the queries are apart."""
+    count = 3 if queries is None else 2
+    return (None,) * count if joined is None else joined.chunk(count)
+
+
+def _heads(
+    queries: torch.Tensor | None, joined: torch.Tensor, batch: int, heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give queries, keys and values, each (B, heads, T, D), that lie side by side in the lines of one matrix.
+
+    Args:
+        queries: where these are a matrix of their own, shape (B T, heads D).
+        joined: shape (B T, 3 heads D), or 2 heads D without the queries.
+        batch: B.
+        heads: of them.
+    """
+    count = 3 if queries is None else 2
+    parts = joined.view(batch, -1, count, heads, joined.shape[1] // (count * heads)).transpose(1, 3)
+    if queries is None:
+        return parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+    return queries.view(batch, -1, heads, parts.shape[-1]).transpose(1, 2), parts[:, :, 0], parts[:, :, 1]
