@@ -688,3 +688,13 @@ def test_an_optimizer_of_torch_gives_its_groups() -> None:
     train(replaced, range(5))
     train(torch.optim.AdamW(make_groups(theirs), lr=1e-2), range(5))
     assert_close(ours, theirs)
+
+
+def test_gradients_are_cleared_as_torch_clears_them() -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = FastAdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.zero_grad(set_to_none=False)
+    assert layer.weight.grad is not None and not layer.weight.grad.any()
+    optimizer.zero_grad()
+    assert layer.weight.grad is None and layer.bias.grad is None

@@ -28,7 +28,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from headstart.models.random_bits import LEVELS, fold, fold_text, keep_mask, split, split_few
+from headstart.models.random_bits import LEVELS, FewNumbers, fold, fold_text, keep_mask, split
+from headstart.models.walk import names_of
 
 __all__ = [
     "RandomKey",
@@ -119,11 +120,11 @@ class _KeyedDropout(TorchFunctionMode):
 
     def __init__(self, key: RandomKey, model: torch.nn.Module | None) -> None:
         super().__init__()
-        self.key = key
+        self.key, self._rows = key, FewNumbers(key.row_ids)
         self.unkeyed: list[str] = []
         self._names: dict[int, str] = {}
         if model is not None:
-            self._names = {id(module): name for name, module in model.named_modules()}
+            self._names = {id(module): name for module, name in names_of(model).items()}
         self._outside = ""
         self._num_draws: dict[str, int] = {}
 
@@ -198,7 +199,7 @@ class _KeyedDropout(TorchFunctionMode):
         if num_rows != len(self.key.row_ids):
             self.unkeyed.append(name)
             return None
-        return split_few(fold(fold_text(self._next_site(name)), self.key.seed, self.key.step), self.key.row_ids)
+        return self._rows.split(fold(fold_text(self._next_site(name)), self.key.seed, self.key.step))
 
     def _attention(
         self,

@@ -13,13 +13,14 @@ adding, multiplying and shifting of 64-bit integers alone, on any device whose i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-__all__ = ["LEVELS", "fold", "fold_text", "keep_mask", "split", "split_few"]
+__all__ = ["LEVELS", "FewNumbers", "fold", "fold_text", "keep_mask", "split"]
 
 LEVELS = 1 << 16
 """Sixteen bits a decision: a probability is met to within 1/131072 (0.1 becomes 0.100006)."""
@@ -28,6 +29,8 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
+_FIRST_WORD, _SECOND_WORD = np.uint64(_FIRST), np.uint64(_SECOND)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _DECISIONS_PER_WORD = 4
 # Words worked on at a time: half a megabyte, and as much for what is shifted, stay in a core's own cache.
 _CHUNK_WORDS = 1 << 16
@@ -52,6 +55,7 @@ def fold(*numbers: int) -> int:
     return key
 
 
+@functools.lru_cache(1024)
 def fold_text(text: str) -> int:
     """Make a key from a text, the same in every process and on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -77,20 +81,29 @@ def split(keys: int | torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return _mix(words, torch.empty_like(words))
 
 
-def split_few(key: int, numbers: Sequence[int]) -> torch.Tensor:
-    """Give what `split` gives for one key and a few numbers, on the CPU, with less to do for each operation.
+class FewNumbers:
+    """A few numbers, on the CPU, whose keys are asked for under one key after another.
+
+    Args:
+        numbers: int64.
 
     Example:
-        >>> split_few(7, [0, 1]).equal(split(7, torch.tensor([0, 1])))
+        >>> FewNumbers([0, 1]).split(7).equal(split(7, torch.tensor([0, 1])))
         True
     """
-    words = (np.asarray(numbers, dtype=np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    words += np.uint64(key & _MASK)
-    for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
-        words ^= words >> np.uint64(shift)
-        if factor is not None:
-            words *= np.uint64(factor)
-    return torch.from_numpy(words.view(np.int64))
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._words = (np.asarray(numbers, dtype=np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+
+    def split(self, key: int) -> torch.Tensor:
+        """Give what `split` gives, with less to do for each operation."""
+        words = self._words + np.uint64(key & _MASK)
+        words ^= words >> _S30
+        words *= _FIRST_WORD
+        words ^= words >> _S27
+        words *= _SECOND_WORD
+        words ^= words >> _S31
+        return torch.from_numpy(words.view(np.int64))
 
 
 def keep_mask(keys: torch.Tensor, size: int, probability: float) -> torch.Tensor:

@@ -153,6 +153,14 @@ class FastAdamW(torch.optim.AdamW):
             scale_gradients(parameters, factor)
         return norm
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients; see `torch.optim.Optimizer.zero_grad`."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for slot in self._laid_out():
+            slot.parameter.grad = None
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; see `torch.optim.Optimizer.add_param_group`.
 

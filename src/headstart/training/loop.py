@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from headstart.errors import CheckpointError, ProcessLostError
+from headstart.models.walk import names_of
 from headstart.runlog import CheckpointRecord, EvaluationRecord, Record, StepRecord, StopRecord, WarningRecord
 from headstart.training.clock import Clock
 from headstart.training.device import Device
@@ -81,7 +82,8 @@ def train(
             message = "the update that was not finite is passed over"
             yield WarningRecord(state.step, "non_finite", message, parts.name_rows(rows))
         else:
-            model.train()
+            if not all(module.training for module in names_of(model)):
+                model.train()
             parts.hooks.step_begins(state.step)
             try:
                 gradients, warnings = compute_gradients(

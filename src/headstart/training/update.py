@@ -16,6 +16,7 @@ import torch
 from headstart.data.dealing import deal_update
 from headstart.errors import TrainingError, format_rows
 from headstart.models.dropout import RandomKey, keyed_randomness
+from headstart.models.walk import parameters_of
 from headstart.runlog import WarningRecord
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
@@ -98,7 +99,7 @@ def _try_gradients(
     Whoever has run out of memory still answers the others: they must not wait for it, nor go on without it.
     """
     processes = parts.processes
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters_of(model) if parameter.requires_grad]
     batches: list[Batch] = []
     losses: list[torch.Tensor] = []
     with MemoryWatch() as memory:
@@ -217,7 +218,8 @@ def make_update(optimizer: torch.optim.Optimizer, step: int) -> None:
 
 def _count_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> object:
     """Give what tells whether the optimizer has counted another update of a parameter; None where it has no count."""
-    count = optimizer.state[parameter].get("step") if parameter in optimizer.state else None
+    state = optimizer.state.get(parameter)  # asked once: a tensor's hash takes longer than all else here
+    count = None if state is None else state.get("step")
     return count._version if isinstance(count, torch.Tensor) else count
 
 
