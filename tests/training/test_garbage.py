@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
+
+import pytest
 
 from headstart.training.garbage import old_objects_kept
+
+
+@pytest.fixture(autouse=True)
+def nothing_put_aside() -> Iterator[None]:
+    """Begin without what other tests have put aside."""
+    count = gc.get_freeze_count()
+    gc.unfreeze()
+    yield
+    if count:
+        gc.freeze()
 
 
 class Knot:
