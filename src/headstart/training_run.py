@@ -34,7 +34,6 @@ from headstart.runlog import (
 )
 from headstart.training.allocator import keep_freed_memory
 from headstart.training.device import Trackers, is_joined, join_processes, open_store, own_rank
-from headstart.training.garbage import old_objects_kept
 from headstart.training.launch import Workers, environment_of, in_environment, start_workers
 from headstart.training.loop import train
 from headstart.training.optim import learning_rate_factor
@@ -77,7 +76,6 @@ def run_plan(plan: Plan) -> Iterator[Record]:
             if writer is not None:
                 writer.log(warning)
             yield warning
-        stack.enter_context(old_objects_kept())
         records = train(
             model,
             optimizer,

@@ -33,7 +33,6 @@ from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.run_writer import share_state
 from headstart.runlog import CheckpointRecord, Record, RunLock, StepRecord, StopRecord, WarningRecord
 from headstart.training.allocator import keep_freed_memory
-from headstart.training.garbage import old_objects_kept
 from headstart.training.loop import train
 from headstart.training.state import LoopParts, LoopSettings, StepHooks, TrainState
 
@@ -113,7 +112,6 @@ class Training(TrainingProgress):
             interruption = Interruption(self.requests, Console(stderr=True, quiet=True), ends_process=False)
             if saves:
                 stack.enter_context(interruption)
-            stack.enter_context(old_objects_kept())
             for record in self._loop():
                 self._handle(record)
             is_over = self._is_over or trainer.state.global_step >= self.extent.max_steps

@@ -1,4 +1,4 @@
-"""The modules of a model, in the order of `named_modules()` and in a fifth of its time: steps of few rows feel it.
+"""The modules of a model, in the order of `named_modules()` and in half of its time: steps of few rows feel it.
 
 May import layers 0 and 1.
 """

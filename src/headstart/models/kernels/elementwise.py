@@ -246,19 +246,6 @@ def _make_columns(read: Any, turn: Any) -> Kernel:
     return columns
 
 
-@kernel
-def add_chunks(chunk, worker, partial, out, count, width):
-    """Add up the sums of chunks, 64 columns at a time; in groups, so that many of them lose no more than few."""
-    for lane in range(chunk * 64, min((chunk + 1) * 64, width), 16):
-        sums = splat(np.float32(0.0))
-        for first in range(0, count, LINES):
-            group = splat(np.float32(0.0))
-            for index in range(first, min(first + LINES, count)):
-                group = group + load(partial, index * width + lane)
-            sums = sums + group
-        store(out, lane, sums)
-
-
 @njit(inline="always")
 def _turn(values, first, lines, width, lane, turned, turned_width):
     """Write the transpose of sixteen columns of a chunk."""
@@ -375,7 +362,7 @@ def drop_add_norm_backward(
         statistics.data_ptr(), grad_sum.data_ptr(), grad_values.data_ptr(), partial.data_ptr(), scratch.data_ptr(),
         *_room(turned), lines, width, length, *drops.place_numbers,
     )  # fmt: skip
-    return grad_sum, grad_values, _add_chunks(partial)
+    return grad_sum, grad_values, partial.sum(0)
 
 
 def gelu(
@@ -421,7 +408,7 @@ def gelu_backward(
         _num_chunks(lines), grad.data_ptr(), slopes.data_ptr(), out.data_ptr(), partial.data_ptr(), *_room(turned),
         lines, width,
     )  # fmt: skip
-    return out, _add_chunks(partial)
+    return out, partial.sum(0)
 
 
 def add_columns(values: torch.Tensor, turned: torch.Tensor | None = None) -> torch.Tensor:
@@ -436,15 +423,7 @@ def add_columns(values: torch.Tensor, turned: torch.Tensor | None = None) -> tor
         return values.sum(0, dtype=torch.float32)
     partial = torch.empty((_num_chunks(lines), width), dtype=torch.float32)
     _columns[values.dtype](_num_chunks(lines), values.data_ptr(), partial.data_ptr(), *_room(turned), lines, width)
-    return _add_chunks(partial)
-
-
-def _add_chunks(partial: torch.Tensor) -> torch.Tensor:
-    """Give the sum over the first axis; what follows it has a multiple of 16 numbers."""
-    out = torch.empty(partial.shape[1:], dtype=torch.float32)
-    width = out.numel()
-    add_chunks(-(-width // 64), partial.data_ptr(), out.data_ptr(), partial.shape[0], width)
-    return out
+    return partial.sum(0)
 
 
 def _room(turned: torch.Tensor | None) -> tuple[int, int]:

@@ -24,10 +24,10 @@ from headstart.models.swaps.products import (
     has_onednn_product,
     joined_linear,
     linear,
-    parameters_of,
 )
 from headstart.models.swaps.swap import OWN_ATTENTION, Swap, Usage, find_plain, give_attention_back, swap, take_out
 from headstart.models.swaps.whole_layers import attach_whole_layers
+from headstart.models.walk import parameters_of
 from headstart.models.working_copies import WorkingCopies
 
 __all__ = ["attach", "detach", "keep_what_is_used"]

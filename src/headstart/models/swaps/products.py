@@ -36,7 +36,6 @@ __all__ = [
     "linear",
     "multiply",
     "multiply_transposed",
-    "parameters_of",
     "room_to_turn",
     "weight_and_bias",
 ]
@@ -338,8 +337,3 @@ class JoinedLinears:
 def joined_linear(index: int, joined: JoinedLinears, x: torch.Tensor) -> torch.Tensor:
     """Stand for `nn.Linear.forward` of a joined layer."""
     return joined.forward(index, x)
-
-
-def parameters_of(module: nn.Module) -> list[Parameter]:
-    """Give weight and bias."""
-    return list(module.parameters(recurse=False))

@@ -139,12 +139,23 @@ class _Layer:
         ]
 
 
+class _Firsts(NamedTuple):
+    """The tokens of a last layer that the head reads, which alone ask.
+
+    Args:
+        lines: where they are, shape (B,).
+        queries: what theirs are computed with.
+    """
+
+    lines: torch.Tensor
+    queries: Operands
+
+
 class _Call(NamedTuple):
     """What one call of a layer is computed with, besides its input and its parameters."""
 
-    firsts: torch.Tensor | None  # which lines the head reads, where it reads no other
-    queries: Operands | None  # for those alone; None where every token asks
-    qkv: Operands  # for keys and values alone where the queries are apart
+    firsts: _Firsts | None  # None where every token asks
+    qkv: Operands  # for keys and values alone where the queries are those of the first tokens
     out: Operands
     inner: Operands
     last: Operands
@@ -272,8 +283,8 @@ def _prepare(
     own, copies = layer.attention, layer.products.copies
     assert copies is not None
     batch, length = x.shape[:2] if lines is None else lines.shape
-    firsts = lines.starts if lines is not None and lines.end_with(module) else None
-    places = None if lines is None or firsts is not None else lines.places
+    starts = lines.starts if lines is not None and lines.end_with(module) else None
+    places = None if lines is None or starts is not None else lines.places
 
     def drops(drawing: nn.Module, probability: float) -> Drops:
         if not (drawing.training and probability):
@@ -289,9 +300,8 @@ def _prepare(
     seen = None if mask is None else mask.headstart_seen  # type: ignore[attr-defined]
     first, second = (drops(block.dropout, block.dropout.p) for block in layer.blocks)
     return _Call(
-        firsts=firsts,
-        queries=None if firsts is None else joined(query),
-        qkv=joined(query, key, value) if firsts is None else joined(key, value),
+        firsts=None if starts is None else _Firsts(starts, joined(query)),
+        qkv=joined(query, key, value) if starts is None else joined(key, value),
         out=out,
         inner=inner,
         last=last,
@@ -324,10 +334,10 @@ class _WholeLayer(torch.autograd.Function):
         lines = how.lines
         flat = x.reshape(-1, width).to(torch.bfloat16).contiguous()
         qkv, queries, rest = multiply(flat, how.qkv.forward, how.qkv.bias), None, flat
-        if how.firsts is not None and how.queries is not None:
-            rest, length = flat[how.firsts], 1
-            asked = multiply(rest, how.queries.forward, how.queries.bias)
-            queries = _at(how.firsts, asked, len(flat))
+        if how.firsts is not None:
+            rest, length = flat[how.firsts.lines], 1
+            asked = multiply(rest, how.firsts.queries.forward, how.firsts.queries.bias)
+            queries = _at(how.firsts.lines, asked, len(flat))
         attended, statistics = attend(
             *_heads(queries, qkv, batch, how.heads), how.keys,
             scale=how.scale, drops=how.drops[0], causal=how.causal, window=how.window,
@@ -335,7 +345,7 @@ class _WholeLayer(torch.autograd.Function):
         )  # fmt: skip
         attended = attended.transpose(1, 2).view(len(flat), -1)
         if how.firsts is not None:
-            attended = attended[how.firsts]
+            attended = attended[how.firsts.lines]
         elif lines is not None:
             attended[lines.num_tokens :] = 0.0  # no row has written there
         first = multiply(attended, how.out.forward, how.out.bias)
@@ -391,7 +401,7 @@ class _WholeLayer(torch.autograd.Function):
         out_weight = weight(6, grad, attended, turned)
         grad = multiply(grad, how.out.backward)
         if how.firsts is not None:  # nobody reads what stands at the others, which were not asked
-            grad = _at(how.firsts, grad, len(flat))
+            grad = _at(how.firsts.lines, grad, len(flat))
         grad = grad.view(batch, -1, how.heads, grad.shape[1] // how.heads)
         grad_queries, joined = None if queries is None else torch.empty_like(queries), torch.empty_like(qkv)
         attend_backward(
@@ -404,10 +414,10 @@ class _WholeLayer(torch.autograd.Function):
             joined[lines.num_tokens :] = 0.0
         grad_weight, grad_bias = weight_and_bias(joined, flat, any(needed[:3]), True)
         weights, biases = _parts(grad_weight, queries), _parts(grad_bias, queries)
-        if how.firsts is not None and how.queries is not None and grad_queries is not None:
-            asked = grad_queries[how.firsts]
-            grad_rest = multiply(asked, how.queries.backward).add_(grad_rest)
-            grad_weight, grad_bias = weight_and_bias(asked, flat[how.firsts], needed[0], True)
+        if grad_queries is not None:
+            asked = grad_queries[how.firsts.lines]
+            grad_rest = multiply(asked, how.firsts.queries.backward).add_(grad_rest)
+            grad_weight, grad_bias = weight_and_bias(asked, flat[how.firsts.lines], needed[0], True)
             weights, biases = (grad_weight, *weights), (grad_bias, *biases)
         grad_x = None
         if needs_x:
@@ -416,7 +426,7 @@ class _WholeLayer(torch.autograd.Function):
             if how.firsts is None:
                 grad_x.add_(grad_rest)
             else:
-                grad_x.index_add_(0, how.firsts, grad_rest.to(ctx.dtype))
+                grad_x.index_add_(0, how.firsts.lines, grad_rest.to(ctx.dtype))
             grad_x = grad_x.view(ctx.shape)
         return (
             grad_x, None, *weights, *biases,
