@@ -33,6 +33,7 @@ LAYERS = {
     "reading": 4,
     "scoring": 4,
     "api": 5,
+    "parts": 4,
     "interruption": 5,
     "model_card": 5,
     "plan_summary": 5,

@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from headstart.api import load as load
     from headstart.data.batches import plan_batches as plan_batches
     from headstart.data.collate import collate_tokens as collate_tokens
+    from headstart.data.planned_batches import PlannedBatches as PlannedBatches
+    from headstart.data.sources import read_source as read_source
+    from headstart.data.tokens import tokenize_table as tokenize_table
     from headstart.drop_in.adamw import AdamW as AdamW
     from headstart.drop_in.arguments import TrainingArguments as TrainingArguments
     from headstart.drop_in.datasets_by_name import load_dataset as load_dataset
@@ -73,13 +76,22 @@ if TYPE_CHECKING:
     from headstart.errors import RecipeError as RecipeError
     from headstart.errors import TrainingError as TrainingError
     from headstart.evaluate import load_metric as load_metric
+    from headstart.models.load import resolve_checkpoint as resolve_checkpoint
     from headstart.models.speed import speed_up as speed_up
+    from headstart.parts.accelerate_loader import prepare_loader as prepare_loader
+    from headstart.parts.planned_loader import iterate_updates as iterate_updates
+    from headstart.parts.rows import EncodedRows as EncodedRows
+    from headstart.parts.rows import encode_rows as encode_rows
     from headstart.recipe import Recipe as Recipe
     from headstart.run import Prediction as Prediction
     from headstart.run import Run as Run
+    from headstart.scoring import score as score
+    from headstart.training.checkpoint import last_checkpoint as last_checkpoint
     from headstart.training.checkpoint import load_checkpoint as load_checkpoint
     from headstart.training.checkpoint import save_checkpoint as save_checkpoint
     from headstart.training.optim import build_optimizer as build_optimizer
+    from headstart.training.optim import build_schedule as build_schedule
+    from headstart.training.optim import learning_rate_factor as learning_rate_factor
 
 # headstart's own names and their modules; "" where the name is a module itself.
 _HOME = {
@@ -88,6 +100,9 @@ _HOME = {
     "load": "api",
     "plan_batches": "data.batches",
     "collate_tokens": "data.collate",
+    "PlannedBatches": "data.planned_batches",
+    "read_source": "data.sources",
+    "tokenize_table": "data.tokens",
     "AdamW": "drop_in.adamw",
     "TrainingArguments": "drop_in.arguments",
     "load_dataset": "drop_in.datasets_by_name",
@@ -101,13 +116,22 @@ _HOME = {
     "TrainingError": "errors",
     "evaluate": "",
     "load_metric": "evaluate",
+    "resolve_checkpoint": "models.load",
     "speed_up": "models.speed",
+    "prepare_loader": "parts.accelerate_loader",
+    "iterate_updates": "parts.planned_loader",
+    "EncodedRows": "parts.rows",
+    "encode_rows": "parts.rows",
     "Recipe": "recipe",
     "Prediction": "run",
     "Run": "run",
+    "score": "scoring",
     "load_checkpoint": "training.checkpoint",
     "save_checkpoint": "training.checkpoint",
+    "last_checkpoint": "training.checkpoint",
     "build_optimizer": "training.optim",
+    "build_schedule": "training.optim",
+    "learning_rate_factor": "training.optim",
 }
 
 # A star import brings these, not the thousands of names of other libraries.

@@ -41,6 +41,7 @@ from headstart.training.checkpoint import (
     save_checkpoint,
 )
 from headstart.training.device import describe_environment, shard_model
+from headstart.training.model_state import load_weights
 from headstart.training.non_finite import find_non_finite
 from headstart.training.optim import build_optimizer
 from headstart.training.optimizer_state import parameter_names
@@ -51,7 +52,7 @@ from headstart.training.state import Batch, TrainState, UpdateGradients
 if TYPE_CHECKING:
     from headstart.preparation import Plan
 
-__all__ = ["RunWriter", "describe_update", "load_weights", "shard_training", "share_state", "whole_state"]
+__all__ = ["RunWriter", "describe_update", "shard_training", "share_state", "whole_state"]
 
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
 
@@ -336,35 +337,3 @@ def _write_run_files(plan: Plan) -> None:
         },
     )
     write_text(plan.run_dir / RECIPE_FILE, plan.recipe.to_yaml(plan.derived))
-
-
-def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Put tensors into a model.
-
-    Args:
-        model: changed in place.
-        tensors: parameters and buffers by name; tied ones once or under each of their names.
-        origin: for the message.
-
-    Raises:
-        CheckpointError: they do not fit the model.
-    """
-    try:
-        result = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{origin}: it does not fit this model ({str(error).splitlines()[-1].strip()})",
-            "a checkpoint of the same model.",
-            "Resume with the model that the run was started with.",
-        ) from error
-    # Tied weights are stored once; a name that is missing must share its storage with one that is there.
-    own = model.state_dict()
-    present = {own[name].data_ptr() for name in tensors if name in own}
-    lost = [name for name in result.missing_keys if own[name].data_ptr() not in present]
-    if lost or result.unexpected_keys:
-        name = (lost or result.unexpected_keys)[0]
-        raise CheckpointError(
-            f"{origin}: it does not fit this model (for example {name}).",
-            "a checkpoint of the same model.",
-            "Resume with the model that the run was started with.",
-        )

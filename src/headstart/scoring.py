@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.metrics import score_intervals
+from headstart.errors import DataError, RecipeError
+from headstart.metrics import resolve_scores, score_intervals
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from headstart.tasks import SequenceClassification
 
-__all__ = ["MAX_STORED_PROBABILITIES", "prediction_table", "score_with_intervals"]
+__all__ = ["MAX_STORED_PROBABILITIES", "prediction_table", "score", "score_with_intervals"]
 
+# Scores that a class alone does not give.
+_OF_PROBABILITIES = ("roc_auc", "average_precision", "log_loss")
 # Past this number of classes only the most probable ones are stored.
 ALL_CLASSES_UP_TO = 100
 MAX_STORED_PROBABILITIES = 20
@@ -45,6 +48,74 @@ def score_with_intervals(
     predictions = predictions.astype(np.float32)
     scores = score_intervals(list(names), targets[labelled], predictions[labelled], confidence=confidence, seed=seed)
     return {name: {part: _finite_or_none(value) for part, value in parts.items()} for name, parts in scores.items()}
+
+
+def score(
+    predictions: Any,
+    labels: Any,
+    names: Sequence[str] | None = None,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, float | None]]:
+    """Score what a model predicted, with a bootstrap interval for each score.
+
+    Args:
+        predictions: probabilities or logits of each class, shape (N, K), or predicted classes, shape (N,); arrays,
+            tensors or lists.
+        labels: class index of each row, shape (N,); rows with -1 are left out.
+        names: of scores, or "glue/mrpc" for a set; None takes those of a recipe without `evaluate.scores`, of
+            predicted classes those that need no probabilities.
+        confidence: share of the interval, 0 to 1.
+        seed: of the resampling.
+
+    Returns:
+        Score name to `{"value", "low", "high"}`, as `scores.json` has them; None where a number is not defined.
+
+    Raises:
+        DataError: the shapes do not fit, or a label is no class.
+        RecipeError: a name is unknown; or a score of probabilities is asked for, and there are none.
+
+    Example:
+        >>> score([0, 1, 1, 0], [0, 1, 0, 0], ["accuracy"])["accuracy"]["value"]
+        0.75
+
+    Relations: `headstart.evaluate.load("accuracy")` gives the number alone, as the library evaluate does.
+    """
+    given, targets = np.asarray(predictions), np.asarray(labels)
+    if given.ndim not in (1, 2) or targets.ndim != 1 or len(given) != len(targets) or not len(given):
+        raise DataError(
+            f"score: predictions of shape {given.shape} and labels of shape {targets.shape}.",
+            "predictions of shape (N, K) or (N,), labels of shape (N,), and at least one row.",
+            "Give one prediction a label.",
+        )
+    only_classes = given.ndim == 1
+    num_classes = int(max(given.max(), targets.max(), 1)) + 1 if only_classes else given.shape[1]
+    if targets.max() >= num_classes or targets.min() < -1 or (only_classes and given.min() < 0):
+        raise DataError(
+            f"score: labels from {targets.min()} to {targets.max()}, and {num_classes} classes.",
+            "class indices from 0 on; -1 where there is none.",
+            "Turn names of classes into their indices.",
+        )
+    if only_classes:
+        asked = list(names) if names is not None else resolve_scores(None, num_classes, None)
+        chosen = resolve_scores([name for name in asked if name not in _OF_PROBABILITIES], num_classes, None)
+        if names is not None and len(chosen) < len(resolve_scores(names, num_classes, None)):
+            raise RecipeError(
+                f"score: {', '.join(name for name in names if name in _OF_PROBABILITIES)} needs probabilities.",
+                "predictions of shape (N, K).",
+                "Give the logits instead of their argmax.",
+            )
+        probabilities = np.eye(num_classes)[given.astype(np.int64)]
+    else:
+        from scipy.special import softmax
+
+        chosen = resolve_scores(names, num_classes, None)
+        probabilities = given.astype(np.float64)
+        sums = probabilities.sum(axis=1)
+        if (probabilities < 0).any() or not np.allclose(sums, 1.0, atol=1e-3):
+            probabilities = softmax(probabilities, axis=1)
+    return score_with_intervals(probabilities, targets, chosen, confidence=confidence, seed=seed)
 
 
 def prediction_table(

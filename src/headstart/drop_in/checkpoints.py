@@ -30,8 +30,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, unwrap_peft_model
 
 from headstart.drop_in.optimization import Optimization
 from headstart.errors import CheckpointError, RecipeError
-from headstart.run_writer import load_weights
 from headstart.training.checkpoint import from_json, separate_shared, to_json, write_tensors
+from headstart.training.model_state import load_weights
 from headstart.training.optimizer_state import optimizer_from_tensors, optimizer_to_tensors, parameter_names
 from headstart.training.whole_folder import MANIFEST_FILE, verify_whole_folder, write_whole_folder
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -104,6 +105,13 @@ class SpeedUp:
             for part in self.parts
         }
         return "\n".join([f"SpeedUp({self.precision})", *(f"    {name}: {text}" for name, text in words.items())])
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Give the context in which a forward pass runs in this precision."""
+        model = self._model()
+        if self.precision == "fp32" or model is None:
+            return contextlib.nullcontext()
+        return torch.autocast(_device_type(model), dtype=torch.bfloat16)
 
     def undo(self) -> None:
         """Give the model its own forward passes back."""

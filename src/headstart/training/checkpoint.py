@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, HeadstartWarning
 from headstart.runlog import CHECKPOINTS_DIR
-from headstart.training.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
+from headstart.training.model_state import load_weights
+from headstart.training.optimizer_state import optimizer_from_tensors, optimizer_to_tensors, parameter_names
 from headstart.training.whole_folder import (
     MANIFEST_FILE,
     broken_folder,
@@ -39,6 +41,7 @@ from headstart.training.whole_folder import (
 __all__ = [
     "LoadedCheckpoint",
     "from_json",
+    "last_checkpoint",
     "load_checkpoint",
     "newest_checkpoint",
     "optimizer_from_tensors",
@@ -80,14 +83,30 @@ class LoadedCheckpoint:
     state: dict[str, Any]
     path: Path
 
+    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Put the weights into a model, and the moments into its optimizer, in place.
+
+        Args:
+            model: of the same kind; that of Accelerate without its wrapper (`accelerator.unwrap_model(model)`).
+            optimizer: of the same kind, over its parameters, built and prepared before.
+
+        Raises:
+            CheckpointError: a tensor is missing, or does not fit.
+        """
+        load_weights(model, self.model, str(self.path))
+        if optimizer is not None:
+            optimizer = _without_wrapper(optimizer)
+            optimizer_from_tensors(optimizer, parameter_names(model, optimizer), self.optimizer)
+
 
 def save_checkpoint(
     run_dir: Path | str,
     step: int,
     *,
-    model: Mapping[str, torch.Tensor],
-    optimizer: Mapping[str, torch.Tensor],
+    model: torch.nn.Module | Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer | Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
+    keep: int | None = None,
 ) -> Path:
     """Write a checkpoint, whole or not at all.
 
@@ -97,27 +116,39 @@ def save_checkpoint(
     Args:
         run_dir: the run folder.
         step: updates made so far.
-        model: the model's `state_dict()`, on any device.
-        optimizer: what `optimizer_to_tensors` gave.
+        model: a model on any device, or its `state_dict()`; that of Accelerate without its wrapper
+            (`accelerator.unwrap_model(model)`).
+        optimizer: over the model's parameters; beside a `state_dict()`, what `optimizer_to_tensors` gave.
         state: dicts with text keys, lists, text, numbers, true, false and None, nested at will;
-            tuples come back as lists, NaN and infinities as they are.
+            tuples come back as lists, NaN and infinities as they are. `scheduler.state_dict()` is
+            such a dict.
+        keep: how many of the newest whole checkpoints stay; None keeps all.
 
     Returns:
         The checkpoint's folder, `run_dir/checkpoints/step-000500`.
 
     Raises:
         CheckpointError: it could not be written (no room, no permission), and is not there.
-        TypeError: `state` holds something that JSON cannot.
+        TypeError: `state` holds something that JSON cannot; or an optimizer comes without its model.
 
     Example:
         >>> import tempfile
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     weights = {"weight": torch.ones(2)}
-        ...     path = save_checkpoint(folder, 500, model=weights, optimizer={}, state={"epoch": 1})
-        ...     loaded = load_checkpoint(path)
-        >>> path.name, loaded.model["weight"].tolist(), loaded.state
-        ('step-000500', [1.0, 1.0], {'epoch': 1})
+        ...     path = save_checkpoint(folder, 500, model=model, optimizer=optimizer, state={"epoch": 1})
+        ...     last = last_checkpoint(folder)
+        >>> path.name, last.step, last.state
+        ('step-000500', 500, {'epoch': 1})
+        >>> last.restore(model, optimizer)
     """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError("save_checkpoint needs the model itself to name the parameters of an optimizer")
+        optimizer = _without_wrapper(optimizer)
+        optimizer = optimizer_to_tensors(optimizer, parameter_names(model, optimizer))
+    if isinstance(model, torch.nn.Module):
+        model = model.state_dict()
     final = Path(run_dir) / CHECKPOINTS_DIR / f"step-{step:06d}"
     model_tensors, shared = separate_shared(model)
     optimizer_tensors, shared_moments = separate_shared(optimizer)
@@ -143,6 +174,8 @@ def save_checkpoint(
         num_bytes=num_bytes + len(text) + _MARGIN_BYTES,
         is_whole=_is_whole,
     )
+    if keep is not None:
+        _warn(prune_checkpoints(Path(run_dir), keep))
     return final
 
 
@@ -168,6 +201,32 @@ def load_checkpoint(path: Path | str) -> LoadedCheckpoint:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise broken_folder(path, f"it cannot be read ({error})") from error
     return LoadedCheckpoint(step, tensors[_MODEL_FILE], tensors[_OPTIMIZER_FILE], state, path)
+
+
+def last_checkpoint(run_dir: Path | str) -> LoadedCheckpoint | None:
+    """Load the newest checkpoint of a folder that is whole, for a loop of one's own to go on from.
+
+    Args:
+        run_dir: as `save_checkpoint` was given it; it need not be there.
+
+    Returns:
+        The checkpoint; None where there is none yet.
+
+    Raises:
+        CheckpointError: checkpoints are there, and none is whole.
+
+    Warns:
+        HeadstartWarning: a broken one was passed over.
+    """
+    found, messages = newest_checkpoint(Path(run_dir))
+    if found is None and messages:
+        raise CheckpointError(
+            f"{run_dir}: no checkpoint is whole.\n- " + "\n- ".join(messages),
+            "at least one checkpoint as it was written.",
+            f"Copy one back from elsewhere, or remove {Path(run_dir) / CHECKPOINTS_DIR} to begin anew.",
+        )
+    _warn(messages)
+    return found
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[LoadedCheckpoint | None, list[str]]:
@@ -257,6 +316,17 @@ def separate_shared(
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors that share no memory, as transformers reads them."""
     save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+def _without_wrapper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Give the optimizer inside that of Accelerate."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
+def _warn(messages: list[str]) -> None:
+    for message in messages:
+        warnings.warn(message, HeadstartWarning, stacklevel=3)  # the line of whoever saves or loads
 
 
 def _parse_name(path: Path) -> tuple[int, bool]:

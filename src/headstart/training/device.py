@@ -314,6 +314,13 @@ def make_accelerator(mixed_precision: str) -> Any:
     return Accelerator(mixed_precision=mixed_precision)
 
 
+def send_to_device(batch: Any, device: torch.device) -> Any:
+    """Put the tensors of a batch, in whatever it holds them, on a device."""
+    from accelerate.utils import send_to_device as send
+
+    return send(batch, device)
+
+
 class Trackers:
     """Hands the numbers of a run to trackers (TensorBoard) through accelerate.
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from headstart.errors import RecipeError, suggest
 from headstart.models.lazy_embedding import MIN_ROWS, lazy_embeddings
 from headstart.models.speed import Part, speed_up_of
 from headstart.models.working_copies import WorkingCopies
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_optimizer",
+    "build_schedule",
     "default_learning_rate",
     "learning_rate_factor",
     "optimizer_parts",
@@ -33,8 +35,8 @@ __all__ = [
 
 # Fields of a recipe's section that the training makes true, and what an own loop does.
 _INSTEAD = {
-    "schedule": "give the optimizer to a scheduler of torch.optim.lr_scheduler",
-    "warmup": "give the optimizer to a scheduler of torch.optim.lr_scheduler",
+    "schedule": "give the optimizer to build_schedule, or to a scheduler of torch.optim.lr_scheduler",
+    "warmup": "give the optimizer to build_schedule, or to a scheduler of torch.optim.lr_scheduler",
     "max_grad_norm": "clip with FastAdamW.clip or torch.nn.utils.clip_grad_norm_",
 }
 
@@ -277,6 +279,52 @@ def learning_rate_factor(
     if schedule == "linear":
         return max(0.0, 1.0 - progress)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer,
+    *,
+    total_steps: int,
+    warmup: int | str = 0,
+    schedule: Literal["linear", "cosine", "constant"] = "linear",
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Build a scheduler of PyTorch that goes the way of a recipe's `optim.schedule` and `optim.warmup`.
+
+    Args:
+        optimizer: its learning rates are the highest; call `step()` of the scheduler after each of the optimizer's.
+        total_steps: updates of the whole training, `PlannedBatches.total_steps(epochs)`.
+        warmup: updates over which the rate rises from 0; a number, or a share such as "5%".
+        schedule: "linear" to 0, half a "cosine" to 0, or "constant".
+
+    Raises:
+        RecipeError: the warm-up cannot be counted, or the schedule is unknown.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+        >>> scheduler = build_schedule(optimizer, total_steps=4, warmup="50%")
+        >>> rates = []
+        >>> for _ in range(4):
+        ...     rates += scheduler.get_last_lr()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> rates
+        [0.0, 0.5, 1.0, 0.5]
+
+    Relations: `learning_rate_factor` is the function behind it; transformers' `get_scheduler` gives the same numbers.
+    """
+    from headstart.recipe import parse_duration
+
+    duration = parse_duration(warmup)
+    if duration.unit not in ("steps", "%"):
+        raise RecipeError(f"warmup: {warmup}.", 'updates, or a share of them such as "5%".', "Count its updates.")
+    if schedule not in ("linear", "cosine", "constant"):
+        raise RecipeError(f'schedule: "{schedule}".', suggest(schedule, ["linear", "cosine", "constant"]))
+    steps = duration.in_steps(total_steps=total_steps, steps_per_epoch=total_steps)
+
+    def factor(step: int) -> float:
+        return learning_rate_factor(step, total_steps=total_steps, warmup_steps=steps, schedule=schedule)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _number(value: float | None) -> float:

@@ -1,0 +1,180 @@
+"""A table with text and labels as a Dataset that PyTorch's DataLoader takes.
+
+May import layers 0 to 4.
+
+    table, tokenizer -> encode_rows -> EncodedRows: rows[i], rows.lengths, rows.collate
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from headstart.data.tokens import Tokens
+from headstart.errors import ColumnError, DataError, HeadstartWarning, RecipeError, format_rows, suggest
+from headstart.tasks import SequenceClassification
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["EncodedRow", "EncodedRows", "encode_rows"]
+
+# transformers writes a number like this where a tokenizer has no limit.
+_NO_LIMIT = 1_000_000
+
+
+class EncodedRow(dict[str, Any]):
+    """One row as a collator of transformers takes it: `input_ids`, `attention_mask`, `labels`.
+
+    Attributes:
+        index: row number in its `EncodedRows`.
+    """
+
+    index: int
+
+
+class EncodedRows(Dataset[EncodedRow]):
+    """The rows of a table, tokenised: a map-style Dataset.
+
+    Args:
+        task: what is learned.
+        tokens: of N rows.
+        targets: what is learned of each row, shape (N,); None where there is nothing.
+        pad_token_id: fills a row up to the longest of its batch.
+
+    Example:
+        >>> from headstart.tasks import SequenceClassification
+        >>> task = SequenceClassification(("no", "yes"), text="text", pair=None, label="label")
+        >>> rows = EncodedRows(task, Tokens.from_rows([[5, 6, 7], [8]]), np.array([1, 0]), pad_token_id=0)
+        >>> rows.collate([rows[1], rows[0]])["input_ids"].tolist()
+        [[8, 0, 0], [5, 6, 7]]
+    """
+
+    def __init__(
+        self, task: SequenceClassification, tokens: Tokens, targets: np.ndarray | None, *, pad_token_id: int
+    ) -> None:
+        self.task = task
+        self.tokens = tokens
+        self.targets = targets
+        self.pad_token_id = pad_token_id
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, shape (N,): what the batch plan goes by."""
+        return self.tokens.lengths
+
+    def __len__(self) -> int:
+        return self.tokens.num_rows
+
+    def __getitem__(self, index: int) -> EncodedRow:
+        index = range(len(self))[index]  # as a list: negative ones count from the end, and there is one
+        start, end = self.tokens.offsets[index : index + 2]
+        row = EncodedRow(input_ids=self.tokens.input_ids[start:end].tolist(), attention_mask=[1] * int(end - start))
+        if self.tokens.token_type_ids is not None:
+            row["token_type_ids"] = self.tokens.token_type_ids[start:end].tolist()
+        if self.targets is not None:
+            row["labels"] = self.targets[index].item()
+        row.index = index
+        return row
+
+    def collate(self, rows: Sequence[EncodedRow | int]) -> dict[str, torch.Tensor]:
+        """Put rows into tensors, padded to the longest of them: the `collate_fn` of a DataLoader.
+
+        Args:
+            rows: of this object, or their numbers.
+
+        Returns:
+            `input_ids`, `attention_mask` (and `token_type_ids`), int64 of shape (B, T); `labels` of shape (B,).
+        """
+        numbers = [row.index if isinstance(row, EncodedRow) else row for row in rows]
+        return dict(self.task.collate(self.tokens, np.asarray(numbers), self.targets, self.pad_token_id))
+
+
+def encode_rows(
+    table: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = "label",
+    max_length: int | None = None,
+    task: SequenceClassification | None = None,
+) -> EncodedRows:
+    """Tokenise the rows of a table, once for all runs, and learn its labels.
+
+    Args:
+        table: with a column of texts.
+        tokenizer: of the model.
+        text: column of the text.
+        pair: column of the second text of a pair.
+        label: column of the label; None, for rows without, needs a task.
+        max_length: tokens of a row at most; longer rows are cut, and said. None takes the tokenizer's own limit.
+        task: of the training rows (`train.task`), for rows to evaluate or predict: their columns and labels are its
+            own, and the arguments above are not read.
+
+    Returns:
+        The rows; `targets` is None where the table has no column of labels.
+
+    Raises:
+        ColumnError: a column is not there.
+        DataError: a text or a label is missing in some rows, which are named.
+        LabelError: there are fewer than two classes, or one that the task does not know.
+        RecipeError: neither `max_length` nor the tokenizer says how long a row may be.
+
+    Warns:
+        HeadstartWarning: rows are cut.
+
+    Example:
+        train = headstart.encode_rows(tables["train"], tokenizer, text="sentence1", pair="sentence2")
+        validation = headstart.encode_rows(tables["validation"], tokenizer, task=train.task)
+    """
+    if task is None:
+        if label is None:
+            raise RecipeError(
+                "encode_rows: there is neither a label nor a task.",
+                "the column of the labels, or the task of the training rows.",
+                'Write label="label", or task=train.task.',
+            )
+        _check_columns(table, [text, label] if pair is None else [text, pair, label])
+        task = SequenceClassification.learn_labels(table, text=text, pair=pair, label=label)
+    if max_length is None:
+        max_length = int(tokenizer.model_max_length)
+        if max_length >= _NO_LIMIT:
+            raise RecipeError(
+                "encode_rows: the tokenizer has no limit of its own.",
+                "the number of tokens that the model can read.",
+                "Write max_length=model.config.max_position_embeddings, or a smaller number.",
+            )
+    targets = task.targets(table) if task.label in table.column_names else None
+    if targets is not None and (targets < 0).any():
+        missing = np.flatnonzero(targets < 0)
+        if len(missing) < len(targets):
+            raise DataError(
+                f'The column "{task.label}" is empty in {len(missing):,} row(s): {format_rows(missing.tolist())}.',
+                "a label in every row, or in none.",
+                f'Leave these rows out: table.filter(lambda row: row["{task.label}"] is not None).',
+            )
+        targets = None
+    tokens = task.encode(table, tokenizer, max_length=max_length)
+    if tokens.num_truncated:
+        warnings.warn(
+            f"{tokens.num_truncated:,} of {tokens.num_rows:,} rows are longer than {max_length:,} tokens and are cut, "
+            f"losing {tokens.num_lost_tokens:,} tokens",
+            HeadstartWarning,
+            stacklevel=2,
+        )
+    return EncodedRows(task, tokens, targets, pad_token_id=int(tokenizer.pad_token_id))
+
+
+def _check_columns(table: datasets.Dataset, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in table.column_names:
+            raise ColumnError(
+                f'The table has no column "{name}".', "a column of the table.", suggest(name, table.column_names)
+            )
