@@ -319,7 +319,9 @@ class FastAdamW(torch.optim.AdamW):
         self._slots = []
         for index, (parameter, group) in enumerate(zip(parameters, self._groups_of_parameters(), strict=True)):
             span = slice(ends[index], ends[index] + parameter.numel())
-            parameter.data = weights[span].view(parameter.shape).copy_(parameter.data)
+            # A storage of its own: whoever saves a model takes views of one storage for copies of one tensor.
+            own = torch.from_numpy(weights.numpy()[span])
+            parameter.data = own.view(parameter.shape).copy_(parameter.data)
             moment, square = moments[span].view(parameter.shape), squares[span].view(parameter.shape)
             slot = Slot(parameter, group, self._counts[index], moment, square, parameter.numel())
             slot.address = parameter.data_ptr()
