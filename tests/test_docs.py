@@ -24,7 +24,7 @@ import headstart
 SOURCE = Path(headstart.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [page for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))] if page.exists()]
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+EXAMPLES = sorted(path for path in (REPOSITORY / "examples").iterdir() if path.suffix in (".py", ".sh"))
 MODULES = sorted(
     ".".join(["headstart", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
@@ -60,6 +60,8 @@ def sample_folder(
 
     for module in ("headstart.models.load", "headstart.preparation"):
         monkeypatch.setattr(f"{module}.resolve_checkpoint", resolve_tiny)
+    # The package keeps a name of its own once somebody has asked for it.
+    monkeypatch.setitem(headstart.__dict__, "resolve_checkpoint", resolve_tiny)
     tiny_csv.rename(tmp_path / "reviews.csv")
     (tmp_path / "new_reviews.csv").write_bytes((tmp_path / "reviews.csv").read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -119,13 +121,18 @@ def folder_with_names(tmp_path: Path, tiny_model_dir: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_example_runs(example: Path, folder_with_names: Path) -> None:
+    python = [sys.executable, "-W", "error"] if example.suffix == ".py" else ["sh"]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(example)],
+        [*python, str(example)],
         cwd=folder_with_names,
         capture_output=True,
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(SOURCE.parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(SOURCE.parent),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        },
     )
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,11 @@ from headstart.recipe import Recipe
 from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, StopRecord, WarningRecord
 
 NAMES = (
-    "AdamW CheckpointError DataError HeadstartError HeadstartWarning ModelError Prediction Recipe RecipeError Run "
-    "Trainer TrainingArguments TrainingError build_optimizer collate_tokens evaluate finetune list_runs load "
-    "load_checkpoint load_dataset load_metric plan_batches save_checkpoint speed_up"
+    "AdamW CheckpointError DataError EncodedRows HeadstartError HeadstartWarning ModelError PlannedBatches Prediction "
+    "Recipe RecipeError Run Trainer TrainingArguments TrainingError build_optimizer build_schedule collate_tokens "
+    "encode_rows evaluate finetune iterate_updates last_checkpoint learning_rate_factor list_runs load "
+    "load_checkpoint load_dataset load_metric plan_batches prepare_loader read_source resolve_checkpoint "
+    "save_checkpoint score speed_up tokenize_table"
 )
 RECIPE = {
     "task": "name",

@@ -51,8 +51,8 @@ class DealtBatch(NamedTuple):
 class PlannedBatches:
     """Deal planned batches to a `DataLoader`, epoch after epoch, from any step on.
 
-    Each iteration is one epoch in an order of its own; the next one begins where an iteration came to its end. Give it
-    as `DataLoader(rows, batch_sampler=PlannedBatches(...), collate_fn=...)`.
+    Each iteration is one epoch in an order of its own; after one that came to its end, the next is the next epoch, and
+    one that was left begins again. Give it as `DataLoader(rows, batch_sampler=PlannedBatches(...), collate_fn=...)`.
 
     Args:
         lengths: number of tokens of each row, shape (N,), at least one row.
@@ -99,7 +99,8 @@ class PlannedBatches:
             window=window,
         )
         self.accumulation = accumulation
-        self.rank, self.num_processes, self.evens_out = 0, 1, False
+        self.rank, self.num_processes = 0, 1
+        self.evens_out = self.splits_batches = False
         self._epoch = self._index = 0
 
     @property
@@ -135,7 +136,15 @@ class PlannedBatches:
         if epoch != self._epoch:
             self._epoch, self._index = epoch, 0
 
-    def deal(self, rank: int, num_processes: int, *, for_each: bool = False, evens_out: bool = False) -> None:
+    def deal(
+        self,
+        rank: int,
+        num_processes: int,
+        *,
+        for_each: bool = False,
+        evens_out: bool = False,
+        splits_batches: bool = False,
+    ) -> None:
         """Give out the share of one process from now on.
 
         Args:
@@ -146,6 +155,8 @@ class PlannedBatches:
             evens_out: all processes get equally many rows of each update, the last ones filled with repeated rows: for
                 gathering what was predicted. Else no row is repeated, but where an update has fewer rows than there are
                 processes, and that row does not count.
+            splits_batches: each process gets a piece of every batch, so that an update has as many batches for it as
+                for one process alone; else whole batches.
 
         Raises:
             RecipeError: `evens_out` with a budget of tokens, or with accumulation.
@@ -157,7 +168,8 @@ class PlannedBatches:
                 "batch_size alone, for prediction.",
                 'Write PlannedBatches(lengths, batch_size=32, order="sequential").',
             )
-        self.rank, self.num_processes, self.evens_out = rank, num_processes, evens_out
+        self.rank, self.num_processes = rank, num_processes
+        self.evens_out, self.splits_batches = evens_out, splits_batches
         self.plan = BatchPlan(
             self.plan.lengths,
             batch_size=self.plan.batch_size,
@@ -189,9 +201,10 @@ class PlannedBatches:
     def __iter__(self) -> Iterator[list[int]]:
         place = self._epoch, self._index
         for batch in self.dealt():
+            # Not after the last one: who counts the batches, as Lightning does, never asks for one more.
+            if batch.ends_epoch and (self._epoch, self._index) == place:
+                self._epoch, self._index = self._epoch + 1, 0
             yield batch.rows.tolist()
-        if (self._epoch, self._index) == place:
-            self._epoch, self._index = self._epoch + 1, 0
 
     def __len__(self) -> int:
         """Count the batches of the whole epoch that this process gets."""
@@ -199,11 +212,16 @@ class PlannedBatches:
 
     @property
     def batches_per_update(self) -> int:
-        """Batches of this process in an update; the last one of an epoch may have fewer."""
-        return self._num_pieces(self.plan.accumulation)
+        """Batches of this process in an update at most."""
+        return max(self._num_pieces(number) for number in range(1, self.plan.accumulation + 1))
 
     def _num_pieces(self, num_batches: int) -> int:
-        return 1 if self.evens_out else num_batches // self.num_processes + (num_batches % self.num_processes > 0)
+        if self.evens_out:
+            return 1
+        if self.splits_batches:
+            return num_batches
+        num_whole, num_left = divmod(num_batches, self.num_processes)
+        return num_whole + (num_left if self.plan.tokens_per_batch is not None else min(num_left, 1))
 
     def state_dict(self) -> dict[str, int]:
         """Give the place as numbers, for Lightning's and Accelerate's checkpoints."""
@@ -215,20 +233,16 @@ class PlannedBatches:
         self.seek(int(state["step"]))
 
     @property
-    def sampler(self) -> Any:
-        """Nothing: there is no sampler of single rows underneath.
+    def batch_size(self) -> int | None:
+        """Rows of a batch at most; None with a budget of tokens alone."""
+        _refuse_accelerate()
+        return self.plan.batch_size
 
-        Accelerate's `prepare`, which asks for it, would fill the last batches with repeated rows.
-        """
-        if str(sys._getframe(1).f_globals.get("__name__")).startswith("accelerate."):
-            raise RecipeError(
-                "accelerator.prepare() was given a DataLoader of PlannedBatches; it would repeat rows at the end of "
-                "each epoch.",
-                "a loader that deals the plan to the processes.",
-                "Write loader = headstart.prepare_loader(accelerator, loader), and leave it out of "
-                "accelerator.prepare().",
-            )
-        raise AttributeError("PlannedBatches has no sampler")
+    @property
+    def sampler(self) -> PlannedBatches:
+        """Itself, as there is no sampler of single rows underneath: Lightning looks here for `set_epoch`."""
+        _refuse_accelerate()
+        return self
 
     def _first_step(self, epoch: int) -> int:
         return self.plan.total_steps(epoch) if epoch else 0
@@ -240,5 +254,25 @@ class PlannedBatches:
             size = -(-len(rows) // self.num_processes)
             places = np.arange(self.rank * size, (self.rank + 1) * size)
             return [(rows[np.minimum(places, len(rows) - 1)], int((places < len(rows)).sum()))]
+        if self.splits_batches:
+            pieces = [np.array_split(batch, self.num_processes)[self.rank] for batch in update]
+            return [
+                (piece if len(piece) else batch[:1], len(piece)) for piece, batch in zip(pieces, update, strict=True)
+            ]
+        if self.plan.tokens_per_batch is None:
+            # What is left when every process has its whole batches is one piece for each; a budget would not hold it.
+            num_whole = len(update) // self.num_processes * self.num_processes
+            update = [*update[:num_whole], *([np.concatenate(update[num_whole:])] if update[num_whole:] else [])]
         own = deal_update(update, self.num_processes)[self.rank]
         return [(piece if len(piece) else update[0][:1], len(piece)) for piece in own]
+
+
+def _refuse_accelerate() -> None:
+    """Stop `accelerator.prepare`, which asks a batch sampler for these things, then fills its last batches up."""
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith("accelerate."):
+        raise RecipeError(
+            "accelerator.prepare() was given a DataLoader of PlannedBatches; with several processes it would repeat "
+            "rows at the end of each epoch.",
+            "a loader that deals the plan to the processes.",
+            "Write loader = headstart.prepare_loader(accelerator, loader), and leave it out of accelerator.prepare().",
+        )

@@ -1,7 +1,7 @@
 """The token ids of a table, in memory and on disk.
 
 Holds `Tokens`, and how they are written to and mapped from an Arrow file with one record batch.
-Imports the standard library and numpy; pyarrow inside functions.
+Imports the standard library, numpy and `errors`; pyarrow inside functions.
 
     input_ids  [101 7592 102 | 101 102 | 101 2023 ...]
     offsets    [0            3         5           ...]
@@ -22,6 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from headstart.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,6 +67,12 @@ class Tokens:
         input_ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
         return cls(input_ids, to_offsets(lengths), lengths, lengths)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker maps the file itself: no token goes through a pipe.
+        if self.path is not None and self.path.exists():
+            return _map_again, (self.path,)
+        return Tokens, (self.input_ids, self.offsets, self.lengths, self.full_lengths, self.token_type_ids)
+
     @property
     def num_rows(self) -> int:
         """Count the rows."""
@@ -91,6 +99,17 @@ def to_offsets(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, dtype=np.int64, out=offsets[1:])
     return offsets
+
+
+def _map_again(path: Path) -> Tokens:
+    tokens = open_tokens(path, path.stem)
+    if tokens is None:
+        raise DataError(
+            f"{path}: the tokens of these rows are gone or damaged.",
+            "the file that was there when the rows were handed to this process.",
+            "Tokenise the rows again.",
+        )
+    return tokens
 
 
 def _schema(key: str, checksum: str, has_token_types: bool) -> pa.Schema:

@@ -7,13 +7,14 @@ May import layers 0 to 2; Accelerate itself comes in as the `Accelerator` that t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import DataLoader
 
-from headstart.errors import RecipeError
+from headstart.errors import RecipeError, TrainingError
 from headstart.parts.planned_loader import PlannedLoader
 from headstart.training.device import send_to_device
 
@@ -27,7 +28,8 @@ class PreparedLoader:
     """What `prepare_loader` gives: this process's batches, on its device.
 
     Attributes:
-        end_of_dataloader: read by `accelerator.accumulate`: gradients are whole after this batch.
+        end_of_dataloader: read by `accelerator.accumulate`: gradients are whole after this batch. Read by
+            `accelerator.gather_for_metrics`: the rows after `remainder` do not count.
         remainder: read by `accelerator.gather_for_metrics`: how many of the gathered rows count, 0 for all.
     """
 
@@ -70,8 +72,9 @@ class PreparedLoader:
                     self.end_of_dataloader, self.remainder = dealt.ends_update, 0
                     self.weight = dealt.share * num_processes * self._accelerator.gradient_accumulation_steps
                 else:
-                    self.end_of_dataloader = dealt.ends_epoch
+                    # What is gathered is cut where the loader ends; here wherever rows fill it up.
                     self.remainder = dealt.update_rows % (len(dealt.rows) * num_processes)
+                    self.end_of_dataloader = dealt.ends_epoch or self.remainder > 0
                 yield send_to_device(batch.tensors, self._accelerator.device)
         finally:
             self.end_of_dataloader, self.remainder = False, -1
@@ -130,6 +133,7 @@ def prepare_loader(
 
     Raises:
         RecipeError: the loader's batches are not planned; or the Accelerator accumulates otherwise than the plan.
+        TrainingError: several processes were started, and Accelerate takes each for the only one.
 
     Example:
         loader = DataLoader(rows, batch_sampler=PlannedBatches(rows.lengths, batch_size=8), collate_fn=rows.collate)
@@ -142,6 +146,7 @@ def prepare_loader(
     """
     if mode not in ("train", "predict"):
         raise RecipeError(f'prepare_loader: mode "{mode}".', '"train" or "predict".', 'Write mode="predict".')
+    _check_joined(accelerator)
     prepared = PreparedLoader(accelerator, loader, mode)
     planned = prepared.batch_sampler
     step = prepared.step
@@ -156,6 +161,19 @@ def prepare_loader(
         accelerator.register_for_checkpointing(prepared)
     prepared.seek(step)
     return prepared
+
+
+def _check_joined(accelerator: Accelerator) -> None:
+    """Raise where several processes were started, and Accelerate, which looks for GPUs, takes each for the only one."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > accelerator.num_processes:
+        raise TrainingError(
+            f"{started} processes were started (WORLD_SIZE), but Accelerate takes this one for "
+            f"one of {accelerator.num_processes}; each would "
+            "train a model of its own.",
+            "processes that know of each other.",
+            "Without GPUs, set ACCELERATE_USE_CPU=1, or write Accelerator(cpu=True).",
+        )
 
 
 def _agree_on_accumulation(accelerator: Accelerator, accumulation: int, batches_per_update: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from headstart.data.columns import TOKENISED
 from headstart.data.tokens import Tokens
 from headstart.errors import ColumnError, DataError, HeadstartWarning, RecipeError, format_rows, suggest
 from headstart.tasks import SequenceClassification
@@ -155,10 +156,11 @@ def encode_rows(
     if targets is not None and (targets < 0).any():
         missing = np.flatnonzero(targets < 0)
         if len(missing) < len(targets):
+            empty = "is not None" if "-1" in task.label_names else "not in (None, -1)"
             raise DataError(
                 f'The column "{task.label}" is empty in {len(missing):,} row(s): {format_rows(missing.tolist())}.',
                 "a label in every row, or in none.",
-                f'Leave these rows out: table.filter(lambda row: row["{task.label}"] is not None).',
+                f'Leave these rows out: table.filter(lambda row: row["{task.label}"] {empty}).',
             )
         targets = None
     tokens = task.encode(table, tokenizer, max_length=max_length)
@@ -175,6 +177,9 @@ def encode_rows(
 def _check_columns(table: datasets.Dataset, names: Sequence[str]) -> None:
     for name in names:
         if name not in table.column_names:
+            holds_text = any(getattr(kind, "dtype", "") in ("string", "large_string") for kind in table.features.values())
             raise ColumnError(
-                f'The table has no column "{name}".', "a column of the table.", suggest(name, table.column_names)
+                f'The table has no column "{name}".',
+                "a column of the table.",
+                TOKENISED if "input_ids" in table.features and not holds_text else suggest(name, table.column_names),
             )

@@ -1,0 +1,61 @@
+"""Train and gather with `prepare_loader`, as a script that torchrun starts; process 0 prints what came of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+
+import headstart
+
+ROWS = [{"x": torch.tensor([float(row)]), "y": torch.tensor([row * 0.3])} for row in range(23)]
+
+
+def train_and_gather(split: bool, accumulation: int) -> None:
+    GradientState._reset_state()
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=split))
+    batches = headstart.PlannedBatches(np.ones(23), batch_size=4, accumulation=accumulation, seed=3)
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scheduler = headstart.build_schedule(optimizer, total_steps=batches.total_steps(2))
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    loader = headstart.prepare_loader(accelerator, DataLoader(ROWS, batch_sampler=batches))
+    steps = 0
+    while batches.epoch < 2:
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
+                accelerator.backward(loss * loader.weight)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                steps += accelerator.sync_gradients
+    in_order = headstart.PlannedBatches(np.ones(23), batch_size=4, order="sequential")
+    rows = headstart.prepare_loader(accelerator, DataLoader(ROWS, batch_sampler=in_order), mode="predict")
+    gathered = [value for batch in rows for value in accelerator.gather_for_metrics(batch["x"]).flatten().tolist()]
+    if accelerator.is_main_process:
+        found = {
+            "processes": accelerator.num_processes,
+            "split": split,
+            "accumulation": accumulation,
+            "updates": loader.step,
+            "steps": steps,
+            "weight": accelerator.unwrap_model(model).weight.item(),
+            "learning_rate": scheduler.get_last_lr()[0],
+            "gathered": gathered,
+        }
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    for split in (True, False):
+        for accumulation in (1, 2, 3):
+            train_and_gather(split, accumulation)
