@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import headstart
+from headstart.errors import DataError, RecipeError
 from headstart.metrics import CLASSIFICATION_SCORES, compute_scores
 from headstart.scoring import MAX_STORED_PROBABILITIES, prediction_table, score_with_intervals
 from headstart.tasks import SequenceClassification
@@ -122,3 +125,58 @@ def test_only_the_largest_probabilities_are_stored_when_there_are_more_classes()
     assert stored.shape == (5, MAX_STORED_PROBABILITIES)
     np.testing.assert_array_equal(stored, np.sort(predictions)[:, ::-1][:, :MAX_STORED_PROBABILITIES])
     assert table["prediction"].to_pylist() == predictions.argmax(1).tolist()
+
+
+def test_logits_probabilities_and_tensors_score_alike() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    targets = np.random.default_rng(1).integers(0, 3, 50)
+    probabilities = torch.softmax(torch.from_numpy(logits), -1)
+    names = ["accuracy", "f1_macro", "balanced_accuracy", "matthews_correlation", "log_loss"]
+    expected = score_with_intervals(probabilities.numpy(), targets, names, confidence=0.95, seed=0)
+    with_gradient = torch.from_numpy(logits).requires_grad_()
+    for predictions in (logits, probabilities, with_gradient, logits.tolist()):
+        found = headstart.score(predictions, torch.from_numpy(targets))
+        assert list(found) == list(expected)
+        for name, parts in expected.items():
+            assert found[name] == pytest.approx(parts, abs=1e-6)
+    classes_alone = headstart.score(logits.argmax(1), targets)
+    assert list(classes_alone) == names[:-1]
+    assert classes_alone["f1_macro"] == pytest.approx(expected["f1_macro"])
+    in_bfloat16 = headstart.score(torch.from_numpy(logits).bfloat16(), targets, ["accuracy"])
+    assert in_bfloat16["accuracy"]["value"] == pytest.approx(expected["accuracy"]["value"], abs=0.05)
+
+
+def test_confidence_seed_and_names_of_an_own_score_count() -> None:
+    predictions, targets = draw(60, 2)
+    usual = headstart.score(predictions, targets, ["accuracy"])["accuracy"]
+    narrow = headstart.score(predictions, targets, ["accuracy"], confidence=0.5)["accuracy"]
+    assert narrow["high"] - narrow["low"] < usual["high"] - usual["low"]  # type: ignore[operator]
+    assert headstart.score(predictions, targets, ["roc_auc"], seed=1) != headstart.score(
+        predictions, targets, ["roc_auc"]
+    )
+    assert list(headstart.score(predictions, targets, ["glue/mrpc"])) == ["accuracy", "f1"]
+    assert headstart.score([0, 1, 1], [0, 1, -1], ["accuracy"])["accuracy"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "what"),
+    [
+        ([0, 1], [0], r"shape \(2,\) and labels of shape \(1,\)"),
+        ([], [], "at least one row"),
+        ([[0.5, 0.5]], [2], "labels from 2 to 2, and 2 classes"),
+        ([0, -1], [0, 1], "class indices"),
+        ([0, 1], [0, -2], "class indices"),
+        ([0.5, 1], [0, 1], "class indices"),
+        ([[[1.0]]], [0], "shape"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(predictions: Any, labels: Any, what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        headstart.score(predictions, labels)
+
+
+def test_a_score_of_probabilities_needs_them() -> None:
+    with pytest.raises(RecipeError, match="roc_auc needs probabilities"):
+        headstart.score([0, 1], [0, 1], ["accuracy", "roc_auc"])
+    with pytest.raises(RecipeError, match="unknown"):
+        headstart.score([0, 1], [0, 1], ["acuracy"])

@@ -82,7 +82,7 @@ def score(
 
     Relations: `headstart.evaluate.load("accuracy")` gives the number alone, as the library evaluate does.
     """
-    given, targets = np.asarray(predictions), np.asarray(labels)
+    given, targets = _to_array(predictions), _to_array(labels)
     if given.ndim not in (1, 2) or targets.ndim != 1 or len(given) != len(targets) or not len(given):
         raise DataError(
             f"score: predictions of shape {given.shape} and labels of shape {targets.shape}.",
@@ -91,7 +91,8 @@ def score(
         )
     only_classes = given.ndim == 1
     num_classes = int(max(given.max(), targets.max(), 1)) + 1 if only_classes else given.shape[1]
-    if targets.max() >= num_classes or targets.min() < -1 or (only_classes and given.min() < 0):
+    are_whole = all((values == values.round()).all() for values in ([given, targets] if only_classes else [targets]))
+    if not are_whole or targets.max() >= num_classes or targets.min() < -1 or (only_classes and given.min() < 0):
         raise DataError(
             f"score: labels from {targets.min()} to {targets.max()}, and {num_classes} classes.",
             "class indices from 0 on; -1 where there is none.",
@@ -115,7 +116,15 @@ def score(
         sums = probabilities.sum(axis=1)
         if (probabilities < 0).any() or not np.allclose(sums, 1.0, atol=1e-3):
             probabilities = softmax(probabilities, axis=1)
-    return score_with_intervals(probabilities, targets, chosen, confidence=confidence, seed=seed)
+    return score_with_intervals(probabilities, targets.astype(np.int64), chosen, confidence=confidence, seed=seed)
+
+
+def _to_array(values: Any) -> np.ndarray:
+    """Take an array, a list, or a tensor of any dtype, on any device, with a gradient or without."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
 
 
 def prediction_table(

@@ -405,3 +405,11 @@ def test_a_handle_is_read_by_part() -> None:
     assert f"attention: in {handle['attention'].places} places" in repr(handle)
     with pytest.raises(KeyError, match=r'no part "atention".*attention'):
         handle["atention"]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_autocast_is_the_precision_of_the_handle(precision: Any, dtype: torch.dtype) -> None:
+    model = build("bert")
+    handle = speed_up(model, precision=precision, parts=dict.fromkeys(PARTS, False))
+    with handle.autocast(), torch.no_grad():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype

@@ -3,8 +3,15 @@ import torch
 from torch import nn
 from transformers import BertConfig, GPT2Config, T5Config, get_scheduler
 
+from headstart.errors import RecipeError
 from headstart.recipe import OptimSection
-from headstart.training.optim import build_optimizer, default_learning_rate, learning_rate_factor, parameter_groups
+from headstart.training.optim import (
+    build_optimizer,
+    build_schedule,
+    default_learning_rate,
+    learning_rate_factor,
+    parameter_groups,
+)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -18,6 +25,36 @@ def test_schedules_are_those_of_transformers(schedule: str, total: int, warmup: 
         assert factor == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "num_warmup_steps"), [(0, 0), (3, 3), ("30%", 3), ("4%", 1)])
+def test_scheduler_is_that_of_transformers_when_built(schedule: str, warmup: int | str, num_warmup_steps: int) -> None:
+    own, other = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5) for _ in range(2))
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    expected = get_scheduler(name, other, num_warmup_steps=num_warmup_steps, num_training_steps=10)
+    scheduler = build_schedule(own, total_steps=10, warmup=warmup, schedule=schedule)  # type: ignore[arg-type]
+    for step in range(10):
+        if step == 5:  # its state is numbers: another one goes on from them
+            state = scheduler.state_dict()
+            scheduler = build_schedule(own, total_steps=10, warmup=warmup, schedule=schedule)  # type: ignore[arg-type]
+            scheduler.load_state_dict(state)
+        assert scheduler.get_last_lr() == pytest.approx(expected.get_last_lr(), abs=1e-12)
+        for optimizer in (own, other):
+            optimizer.step()
+        scheduler.step()
+        expected.step()
+
+
+def test_schedule_says_what_it_cannot_count() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    for warmup in ("2 epochs", "5 minutes", "soon", -1):
+        with pytest.raises(RecipeError, match="warmup"):
+            build_schedule(optimizer, total_steps=10, warmup=warmup)
+    with pytest.raises(RecipeError, match=r'schedule: "cosin".*(?s:.)*cosine'):
+        build_schedule(optimizer, total_steps=10, schedule="cosin")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="total_steps"):
+        build_schedule(optimizer, total_steps=0)
 
 
 def test_biases_and_norms_are_not_decayed() -> None:

@@ -297,7 +297,7 @@ def build_schedule(
         schedule: "linear" to 0, half a "cosine" to 0, or "constant".
 
     Raises:
-        RecipeError: the warm-up cannot be counted, or the schedule is unknown.
+        RecipeError: the warm-up cannot be counted, there is no update, or the schedule is unknown.
 
     Example:
         >>> optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
@@ -314,11 +314,18 @@ def build_schedule(
     """
     from headstart.recipe import parse_duration
 
-    duration = parse_duration(warmup)
-    if duration.unit not in ("steps", "%"):
-        raise RecipeError(f"warmup: {warmup}.", 'updates, or a share of them such as "5%".', "Count its updates.")
+    if total_steps < 1:
+        raise RecipeError(f"total_steps: {total_steps}.", "At least one update.", "Count the updates of all epochs.")
     if schedule not in ("linear", "cosine", "constant"):
         raise RecipeError(f'schedule: "{schedule}".', suggest(schedule, ["linear", "cosine", "constant"]))
+    try:
+        duration = parse_duration(warmup)
+    except ValueError:
+        duration = None
+    if duration is None or duration.unit not in ("steps", "%"):
+        raise RecipeError(
+            f"warmup: {warmup}.", 'A number of updates, or a share of them such as "5%".', "Write warmup=100."
+        )
     steps = duration.in_steps(total_steps=total_steps, steps_per_epoch=total_steps)
 
     def factor(step: int) -> float:
