@@ -136,6 +136,7 @@ def test_unknown_ending_lists_the_known(tmp_path: Path, ending: str) -> None:
     message = fail(path)
     assert ".csv, .tsv, .json, .jsonl, .ndjson, .parquet, each also with .gz" in message
     assert ("CSV" in message) == (ending == ".xlsx")
+    assert ("no column of labels" in message) == (ending == ".txt")
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
@@ -658,6 +659,21 @@ def test_dicts_of_columns_and_of_splits(tmp_path: Path) -> None:
     assert "Two splits" in fail({"val": ROWS, "dev": ROWS})
 
 
+@pytest.mark.parametrize("kind", ["folder", "DatasetDict"])
+def test_what_train_names_in_a_dict_of_splits_brings_its_other_splits_along(tmp_path: Path, kind: str) -> None:
+    parts = {"train": ROWS[:10], "validation": ROWS[10:15], "test": ROWS[15:]}
+    for name, rows in parts.items():
+        write_csv(tmp_path / f"{name}.csv", rows)
+    whole = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
+    given = str(tmp_path) if kind == "folder" else datasets.DatasetDict(whole)
+    source = read_source({"train": given, "validation": pandas.DataFrame(ROWS[:3])})
+    assert {name: rows_of(source, name) for name in source.splits} == {**parts, "validation": ROWS[:3]}
+    assert list(source.splits) == ["train", "validation", "test"] == sorted(source.origin, key=list(parts).index)
+    assert any("the validation split of" in note and "is not used" in note for note in source.notes)
+    only_test = read_source({"train": ROWS, "test": given})
+    assert list(only_test.splits) == ["train", "test"] and rows_of(only_test, "test") == ROWS[15:]
+
+
 def test_datasets() -> None:
     table = datasets.Dataset.from_list(ROWS)
     assert rows_of(read_source(table)) == ROWS
@@ -667,6 +683,24 @@ def test_datasets() -> None:
     assert "row" in fail(table.select([]))
     assert "row" in fail(datasets.DatasetDict(train=table, test=table.select([])))
     assert "streaming" in fail(table.to_iterable_dataset())
+
+
+@pytest.mark.parametrize("format", ["torch", "numpy", "pandas", "arrow"])
+def test_the_format_of_a_dataset_changes_nothing(format: str) -> None:
+    table = datasets.Dataset.from_list(ROWS)
+    plain, formatted = read_source(table), read_source(table.with_format(format, columns=["label"]))
+    assert formatted.fingerprint == plain.fingerprint
+    assert formatted.notes == []
+    assert rows_of(formatted) == ROWS and list(formatted.splits["train"]["text"]) == [row["text"] for row in ROWS]
+
+
+def test_a_transform_that_is_not_applied_is_said() -> None:
+    table = datasets.Dataset.from_list(ROWS).with_transform(
+        lambda rows: {"text": [text.upper() for text in rows["text"]]}
+    )
+    for source in (read_source(table), read_source(datasets.DatasetDict(train=table))):
+        assert ["set_transform" in note for note in source.notes] == [True]
+        assert rows_of(source) == ROWS
 
 
 def test_class_names_of_parquet_survive(tmp_path: Path) -> None:

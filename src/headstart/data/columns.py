@@ -96,6 +96,7 @@ ID_NAMES = {
 MAX_CLASSES_WITHOUT_NAME = 50  # a column of another name is taken as label only up to this many classes
 MAX_CLASSES = 100  # past this, a label that is different in every second row is no class
 SHOWN_NAME_CHARACTERS = 40
+TOKENISED = "These rows are token ids: give the table that they were made from; its texts are tokenised here."
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _find_texts(
         raise ColumnError(
             f"No column holds text. The table has:\n{_list(kinds)}",
             "A column of strings.",
-            "Check the source.",
+            TOKENISED if "input_ids" in kinds else "Check the source.",
         )
     raise _ambiguous("text", kinds, candidates)
 

@@ -119,6 +119,8 @@ def _unknown_ending(path: Path) -> SourceError:
     fix = "Rename the file if its content has one of these formats."
     if path.suffix.lower() in SPREADSHEETS:
         fix = "Save the sheet as CSV (UTF-8)."
+    elif path.suffix.lower() == ".txt":
+        fix = "Plain text has no column of labels: make a table of texts and labels from it (docs/data.md shows how)."
     return SourceError(
         f'{path}: the ending of the file ("{path.suffix}") is not known.',
         f"One of {KNOWN_ENDINGS}.",

@@ -64,7 +64,9 @@ def table_from_object(source: object) -> tuple[datasets.Dataset, list[str]]:
 
     notes: list[str] = []
     if isinstance(source, datasets.Dataset):
-        table = source
+        table = source.with_format(None)  # a format may hide columns, and read values otherwise
+        if source.format["type"] == "custom":
+            notes.append("what set_transform or with_transform computes is not read: rows are taken as they are stored")
     elif isinstance(source, pa.Table):
         table = datasets.Dataset(plain_table(source))
     else:

@@ -66,7 +66,8 @@ def read_source(source: object, *, split_hint: str | None = None) -> Source:
             ("folder:train[:5%]"); or a pandas or polars frame, list of dicts, list of (text, label)
             tuples, list of texts, dict of columns, dict of splits, Dataset or DatasetDict; or
             "demo:rotten-tomatoes", the embedded sample. A slice
-            without a split cuts train, or the only split.
+            without a split cuts train, or the only split. In a dict of splits, what "train" names
+            may have splits of its own: those that the dict does not have come along.
         split_hint: the one split that is wanted: only it is returned, and an only split gets this
             name.
 
@@ -280,7 +281,7 @@ def _read_object(source: object) -> Source:
     if isinstance(source, (datasets.DatasetDict, datasets.Dataset)):
         return _from_datasets(source, "dataset")
     if isinstance(source, Mapping) and _is_split_dict(source):
-        return _from_mapping(source, lambda part: read_source(part) if isinstance(part, (str, Path)) else None)
+        return _from_mapping(source, _read_part)
     if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)):
         raise SourceError(
             "A streamed data set has no rows to count.",
@@ -290,6 +291,15 @@ def _read_object(source: object) -> Source:
     table, notes = table_from_object(source)
     name = "frame" if is_frame(source) else "data"
     return Source(name, {"train": table}, {"train": describe_object(source)}, notes=notes)
+
+
+def _read_part(part: Any) -> Source | None:
+    """Read a part of a dict of splits that may have several splits itself; None for rows."""
+    import datasets
+
+    if isinstance(part, (str, Path)):
+        return _read_named(str(part))
+    return _from_datasets(part, "dataset") if isinstance(part, datasets.DatasetDict) else None
 
 
 def _is_split_dict(source: Mapping[Any, object]) -> bool:
@@ -311,13 +321,15 @@ def _from_datasets(source: Any, name: str) -> Source:
         if source.num_rows == 0:
             raise SourceError("The Dataset has no row.", "At least one row.", "Check how it was made.")
         split = split_name(str(source.split)) if source.split is not None else None
-        return Source(name, {split or "train": source}, {split or "train": describe_object(source)})
+        table, notes = table_from_object(source)
+        return Source(name, {split or "train": table}, {split or "train": describe_object(source)}, notes=notes)
     return replace(_from_mapping(source, lambda _: None), name=name)
 
 
 def _from_mapping(source: Mapping[Any, Any], read: Callable[[Any], Source | None]) -> Source:
     splits: dict[str, datasets.Dataset] = {}
     origin, notes = {}, []
+    others: Source | None = None
     unknown = [str(name) for name in source if split_name(str(name)) is None]
     only = len(source) == 1
     for given, part in source.items():
@@ -341,6 +353,8 @@ def _from_mapping(source: Mapping[Any, Any], read: Callable[[Any], Source | None
                 kept.origin[split],
                 kept.notes,
             )
+            if split == "train" and split in inner.splits:
+                others = inner
         notes += part_notes
     if not splits:
         raise SourceError(
@@ -350,5 +364,12 @@ def _from_mapping(source: Mapping[Any, Any], read: Callable[[Any], Source | None
         )
     if unknown and not only:
         notes.append(f"not read, because the name is no split's: {', '.join(unknown)}")
+    # finetune(folder, validation=frame) comes here as {"train": folder, "validation": frame}: its test rows stay.
+    if others is not None:
+        for split in [name for name in SPLITS if name in others.splits and name != "train"]:
+            if split in splits:
+                notes.append(f"the {split} split of {others.name} is not used: another one is given")
+            else:
+                splits[split], origin[split] = others.splits[split], others.origin[split]
     ordered = {split: splits[split] for split in SPLITS if split in splits}
     return Source("data", ordered, origin, notes=notes)

@@ -110,7 +110,8 @@ class SequenceClassification:
         ids, unknown = [], []
         for value in encoded.dictionary.to_pylist():
             if names is not None and isinstance(value, int):
-                value = names[value] if value >= 0 else None
+                is_known = value < len(names)  # a cast to a ClassLabel lets larger numbers through
+                value = None if value < 0 else names[value] if is_known else f"{value} (of {len(names)} names)"
             name = None if value is None else _label_name(_plain(value))
             # GLUE writes -1 where a split has no labels.
             missing = name is None or (name == "-1" and name not in index_of)
