@@ -42,7 +42,7 @@ from headstart.training.optim import default_learning_rate
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
-__all__ = ["Plan", "prepare_plan", "process_timeout_seconds"]
+__all__ = ["Plan", "choose_run_dir", "filled_recipe", "make_plan", "prepare_plan", "process_timeout_seconds"]
 
 DEBUG_STEPS = 4
 DEFAULT_PROCESS_TIMEOUT = "10 minutes"
@@ -184,12 +184,13 @@ def prepare_plan(
             f"a number up to {limit}.",
             f"Set data.max_length={limit}, or choose a model for longer texts.",
         )
-    data = tokenise_splits(data, loaded, recipe.data.max_length or limit, progress, strict=recipe.data.strict)
-    recipe, scores = _filled_recipe(recipe, data, source)
-    run_dir = _run_dir(recipe, data, resume)
+    max_length = recipe.data.max_length or limit
+    data = tokenise_splits(data, loaded.tokenizer, max_length, progress, strict=recipe.data.strict)
+    recipe, scores = filled_recipe(recipe, data, source)
+    run_dir = choose_run_dir(recipe, data, resume)
     if progress is not None and must_compile_kernels(device, recipe.train.wants_part):
         progress("making the kernels for this processor (once, up to half a minute)", 0, 0)
-    plan = _plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit, num_processes)
+    plan = make_plan(recipe, data, loaded, device, scores, run_dir, resume, debug, derived_before, limit, num_processes)
     plan.processes, plan.allow = processes, tuple(allow)
     processes.announce("prepared")
     return plan
@@ -228,7 +229,7 @@ def absolute_source(spec: str) -> str:
     return spec
 
 
-def _filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, list[str]]:
+def filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, list[str]]:
     """Write into the recipe what was found by looking, so that it is enough to repeat the run."""
     num_labels = len(data.task.label_names)
     validation = data.splits.get("validation")
@@ -264,7 +265,7 @@ def _filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe,
     return recipe.replace(values), scores
 
 
-def _run_dir(recipe: Recipe, data: ReadData, resume: bool) -> Path:
+def choose_run_dir(recipe: Recipe, data: ReadData, resume: bool) -> Path:
     """Choose the run folder, and refuse one that cannot be written or belongs to another run."""
     if recipe.output.run is None:
         name = re.sub(r"[^\w.-]+", "-", data.source.name).strip("-.") or "run"
@@ -301,7 +302,7 @@ def _is_free(run_dir: Path) -> bool:
     return names <= {TASK_FILE, ENVIRONMENT_FILE, DATA_FILE}
 
 
-def _plan(
+def make_plan(
     recipe: Recipe,
     data: ReadData,
     loaded: LoadedModel,
@@ -314,6 +315,7 @@ def _plan(
     limit: int,
     num_processes: int,
 ) -> Plan:
+    """Put together what `prepare_plan` has read, loaded and chosen: fast path, batches, schedule, and what follows."""
     device.apply_threads()
     fast = start_fast_path(
         loaded.model.to(device.torch_device),  # type: ignore[arg-type]

@@ -25,8 +25,7 @@ from headstart.tasks import SequenceClassification
 
 if TYPE_CHECKING:
     import datasets
-
-    from headstart.models.load import LoadedModel
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["DEFAULT_VALIDATION_FRACTION", "ReadData", "Split", "read_data", "tokenise_splits"]
 
@@ -140,7 +139,7 @@ def read_data(source: Any, recipe: Recipe, *, debug: bool = False) -> ReadData:
 
 def tokenise_splits(
     data: ReadData,
-    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     progress: Report | None = None,
     *,
@@ -150,7 +149,7 @@ def tokenise_splits(
 
     Args:
         data: as read.
-        loaded: gives the tokenizer.
+        tokenizer: of the model.
         max_length: tokens of a row at most.
         progress: gets what is done now, and how many of the rows are done.
         strict: refuse splits of which more than 1 % of the rows are cut.
@@ -161,7 +160,7 @@ def tokenise_splits(
     splits = {}
     for name, split in data.splits.items():
         report = functools.partial(progress, f"tokenising {name}", total=len(split.table)) if progress else None
-        tokens = data.task.encode(split.table, loaded.tokenizer, max_length=max_length, progress=report)
+        tokens = data.task.encode(split.table, tokenizer, max_length=max_length, progress=report)
         splits[name] = replace(split, tokens=tokens)
     cut = check_truncation({name: (split.rows, split.encoded()) for name, split in splits.items()}, strict=strict)
     return replace(data, splits=splits, findings=[*data.findings, *cut])

