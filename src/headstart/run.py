@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headstart.data.in_memory import is_frame
 from headstart.errors import (
     CheckpointError,
     ColumnError,
@@ -140,10 +141,16 @@ class Run:
             One prediction a text, in order.
 
         Raises:
-            DataError: texts are given where pairs are expected, or the other way round.
+            DataError: texts are given where pairs are expected, or the other way round; or a table is given.
         """
         if isinstance(texts, str):
             raise DataError("predict() was given one text.", "a list of texts.", "Write run.predict([text]).")
+        if isinstance(texts, Mapping) or is_frame(texts):  # they would give the names of their columns
+            raise DataError(
+                f"predict() was given a {type(texts).__name__}.",
+                "a list of texts, or of pairs.",
+                f'Write run.predict_source(table), or run.predict(list(table["{self.task.text}"])).',
+            )
         first, second = self._columns_of(texts)
         probabilities, cut = self._probabilities(first, second, batch_size)
         for sentence in cut:

@@ -53,6 +53,8 @@ def main():
         found = torch.cat(trainer.predict(module, data)).tolist()
         with open(f"{name}.predicted.{trainer.global_rank}", "w") as file:
             json.dump(found, file)
+        run = module.save_run(f"runs/{name}")
+        assert run.scores["validation"]["accuracy"]["value"] is not None
 
 if __name__ == "__main__":
     main()
@@ -94,6 +96,7 @@ def test_two_processes_make_the_updates_of_one(
         if precision == "32-true":
             assert two["total"] == pytest.approx(one["total"], abs=1e-5)
         if strategy == "ddp":
+            assert headstart.load(tmp_path / "runs" / "two").predict(["a good film"])
             one_predicted, two_predicted = (
                 np.array(json.loads((tmp_path / f"{name}.predicted.{at}").read_text()))
                 for name, at in (("one", 0), ("two", rank))

@@ -94,6 +94,20 @@ def test_a_checkpoint_that_is_only_tested_leaves_the_next_training_alone(
     assert kept.steps == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_place_inside_of_an_update_makes_one_of_what_is_left(make_rows: Make, tiny_model_dir: Path) -> None:
+    settings = ["train.accumulation=3", "train.order=sequential"]
+    data = TaskDataModule(make_rows(40), model=str(tiny_model_dir), batch_size=4, settings=settings)
+    rows = data.rows("train")
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    again = data.train_dataloader()
+    again.load_state_dict(loader.state_dict())
+    places = [(batch.dealt.update_rows, batch.dealt.ends_update) for batch in again]
+    assert places[:5] == [(8, False), (8, True), (12, False), (12, False), (12, True)]
+    assert len(places) == len(loader) - 1 == -(-len(rows) // 4) - 1
+
+
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path

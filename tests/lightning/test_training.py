@@ -272,6 +272,30 @@ def test_rows_of_a_dataloader_of_ones_own_do_with_a_task(make_data: Make, make_t
     assert 0 <= float(trainer.callback_metrics["val_accuracy"]) <= 1
 
 
+def test_loaders_can_be_given_without_their_data_module(make_data: Make, make_trainer: Make) -> None:
+    data = make_data()
+    module = plain(task=data.task, model=data.recipe.model.checkpoint)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, data.train_dataloader(), data.val_dataloader())
+    assert trainer.global_step == 5
+    shown = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+    [validated] = make_trainer().validate(module, data, verbose=False)
+    assert shown == pytest.approx(validated)
+
+
+def test_columns_are_those_that_are_named(tiny_pair_csv: Path, tiny_model_dir: Path) -> None:
+    named = {"text": "sentence2", "pair": "sentence1", "label": "label", "task": "sequence_classification"}
+    task = TaskDataModule(tiny_pair_csv, model=str(tiny_model_dir), **named).task
+    assert (task.text, task.pair, task.label) == ("sentence2", "sentence1", "label")
+    looked_for = TaskDataModule(tiny_pair_csv, model=str(tiny_model_dir)).task
+    assert (looked_for.text, looked_for.pair) == ("sentence1", "sentence2")
+
+
+def test_threads_are_set_where_the_recipe_says(make_data: Make, make_trainer: Make) -> None:
+    make_trainer(fast_dev_run=True).fit(plain(settings=["train.threads=2"]), make_data())
+    assert torch.get_num_threads() == 2
+
+
 def test_limit_is_drawn_and_said_once(make_data: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("headstart.lightning.data_module.rank_zero_info", said.append)

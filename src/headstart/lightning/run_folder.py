@@ -26,12 +26,13 @@ from headstart.tasks import SequenceClassification
 from headstart.training.device import choose_device
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from transformers import PreTrainedModel
 
     from headstart.lightning.data_module import TaskDataModule
     from headstart.lightning.task_module import TaskModule
 
-__all__ = ["ReadRun", "read_run", "write_run"]
+__all__ = ["ReadRun", "read_run", "write_run", "write_run_once"]
 
 # What headstart's own loop does and Lightning's Trainer does by arguments and callbacks.
 _NOT_OF_A_TRAINER: dict[str, Any] = {
@@ -76,6 +77,27 @@ def read_run(run_dir: str | Path) -> ReadRun:
     given = of_the_model(collect(path / RECIPE_FILE, (), {}))
     steps = int(read_recipe_file(path / RECIPE_FILE)[1].get("total_steps", 0))
     return ReadRun(given, run.task, load_saved_classifier(path / MODEL_DIR).model, steps)
+
+
+def write_run_once(
+    module: TaskModule, run_dir: str | Path | None, data: TaskDataModule | None, trainer: Trainer | None
+) -> Run:
+    """Let one of the processes that call this together write the run; see `write_run`.
+
+    Raises:
+        CheckpointError: as `write_run`; in the other processes, where it could not.
+    """
+    if trainer is None or trainer.world_size == 1:
+        return write_run(module, run_dir, data)
+    written: str | None = None
+    try:
+        if trainer.is_global_zero:
+            written = str(write_run(module, run_dir, data).run_dir)
+    finally:
+        written = trainer.strategy.broadcast(written)
+    if written is None:
+        raise CheckpointError("save_run: process 0 could not write the run.", "", "Look at what it printed.")
+    return Run(written)
 
 
 def write_run(module: TaskModule, run_dir: str | Path | None, data: TaskDataModule | None) -> Run:

@@ -6,9 +6,13 @@ May import layers 0 to 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+
+from headstart.parts.planned_loader import MicroBatch
+from headstart.tasks import SequenceClassification
 
 __all__ = ["ScoredRows"]
 
@@ -28,6 +32,27 @@ class ScoredRows:
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._loss_sum = 0.0
+
+    def predict(self, task: SequenceClassification, model: torch.nn.Module, batch: Any) -> None:
+        """Predict the rows of a batch, and take them.
+
+        Args:
+            task: of the model.
+            model: in evaluation mode.
+            batch: a `MicroBatch`, or the tensors of a loader of one's own, whose rows count in their order. Rows
+                without labels have targets of -1, and no loss.
+        """
+        tensors = batch.tensors if isinstance(batch, MicroBatch) else batch
+        outputs = task.run(model, tensors, "predict")
+        predictions = task.decode(outputs, tensors)
+        if isinstance(batch, MicroBatch):
+            rows = batch.dealt.rows[: batch.dealt.num_counted]
+        else:
+            rows = self.num_rows + np.arange(len(predictions))
+        targets, loss = np.full(len(predictions), -1), 0.0
+        if "labels" in tensors and len(rows):
+            targets, loss = tensors["labels"].cpu().numpy(), float(task.loss(outputs, tensors))
+        self.add(rows, predictions[: len(rows)], targets[: len(rows)], loss_sum=loss)
 
     @property
     def num_rows(self) -> int:

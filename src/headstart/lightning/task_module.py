@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -328,11 +327,11 @@ class TaskModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Predict the rows of a batch."""
-        self._collect(batch)
+        self._scored.predict(self.known_task, self.known_model, batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Predict the rows of a batch."""
-        self._collect(batch)
+        self._scored.predict(self.known_task, self.known_model, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Score all rows together; those of a sanity check are too few."""
@@ -348,29 +347,9 @@ class TaskModule(LightningModule):
 
         Every process gets those of all: `torch.cat(trainer.predict(module, data))` has a line for each row, in order.
         """
-        tensors = batch.tensors if isinstance(batch, MicroBatch) else batch
-        task = self.known_task
-        probabilities = task.decode(task.run(self.known_model, tensors, "predict"), tensors)
-        if not isinstance(batch, MicroBatch):
-            return torch.from_numpy(probabilities)
         scored = ScoredRows()
-        rows = batch.dealt.rows[: batch.dealt.num_counted]
-        scored.add(rows, probabilities[: len(rows)], np.zeros(len(rows)), loss_sum=0.0)
+        scored.predict(self.known_task, self.known_model, batch)
         return torch.from_numpy(scored.over_all_processes()[0])
-
-    def _collect(self, batch: Any) -> None:
-        task = self.known_task
-        tensors = batch.tensors if isinstance(batch, MicroBatch) else batch
-        outputs = task.run(self.known_model, tensors, "predict")
-        loss = float(task.loss(outputs, tensors))
-        targets = tensors["labels"].cpu().numpy()
-        if isinstance(batch, MicroBatch):
-            rows = batch.dealt.rows[: batch.dealt.num_counted]
-            loss = loss if len(rows) else 0.0
-        else:
-            rows = self._scored.num_rows + np.arange(len(targets))
-        predictions = task.decode(outputs, tensors)
-        self._scored.add(rows, predictions[: len(rows)], targets[: len(rows)], loss_sum=loss)
 
     def _log_scores(self, prefix: str) -> None:
         predictions, targets, loss = self._scored.over_all_processes()
@@ -395,6 +374,8 @@ class TaskModule(LightningModule):
     def save_run(self, run_dir: str | Path | None = None, datamodule: TaskDataModule | None = None) -> Run:
         """Write a run folder of headstart from this module: model, scores, predictions and everything to repeat it.
 
+        Of several processes, all call it together, and one writes.
+
         Args:
             run_dir: a new folder; None takes `output.run` of the recipe, or makes `runs/NAME-N`.
             datamodule: whose rows it was trained on and is scored with; None takes that of the last Trainer.
@@ -405,9 +386,9 @@ class TaskModule(LightningModule):
         Raises:
             CheckpointError: the folder is not free, or the model was not trained.
         """
-        from headstart.lightning.run_folder import write_run
+        from headstart.lightning.run_folder import write_run_once
 
-        return write_run(self, run_dir, datamodule or _data_module_of(self._trainer))
+        return write_run_once(self, run_dir, datamodule or _data_module_of(self._trainer), self._trainer)
 
     @classmethod
     def from_run(cls, run_dir: str | Path) -> Self:
