@@ -224,7 +224,7 @@ class PlannedBatches:
         return num_whole + (num_left if self.plan.tokens_per_batch is not None else min(num_left, 1))
 
     def state_dict(self) -> dict[str, int]:
-        """Give the place as numbers, for Lightning's and Accelerate's checkpoints."""
+        """Give the place where the next iteration begins, as numbers for a checkpoint between two of them."""
         return {"epoch": self._epoch, "first_step": self._first_step(self._epoch), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

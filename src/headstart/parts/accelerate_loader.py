@@ -168,9 +168,8 @@ def _check_joined(accelerator: Accelerator) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > accelerator.num_processes:
         raise TrainingError(
-            f"{started} processes were started (WORLD_SIZE), but Accelerate takes this one for "
-            f"one of {accelerator.num_processes}; each would "
-            "train a model of its own.",
+            f"{started} processes were started (WORLD_SIZE), but Accelerate knows of {accelerator.num_processes} here; "
+            "the others would train models of their own.",
             "processes that know of each other.",
             "Without GPUs, set ACCELERATE_USE_CPU=1, or write Accelerator(cpu=True).",
         )

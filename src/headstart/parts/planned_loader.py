@@ -120,8 +120,8 @@ class PlannedLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Seek the place that `state_dict` gave."""
-        self.planned.plan.remember(int(state["epoch"]), int(state["first_step"]))
-        self.seek(int(state["step"]))
+        self.planned.load_state_dict(state)
+        self.step = self.planned.step
 
 
 def iterate_updates(loader: DataLoader[Any]) -> Iterator[Update]:

@@ -116,8 +116,8 @@ def encode_rows(
         pair: column of the second text of a pair.
         label: column of the label; None, for rows without, needs a task.
         max_length: tokens of a row at most; longer rows are cut, and said. None takes the tokenizer's own limit.
-        task: of the training rows (`train.task`), for rows to evaluate or predict: their columns and labels are its
-            own, and the arguments above are not read.
+        task: of the training rows (`train.task`), for rows to evaluate or predict: columns and labels are its own, and
+            `text`, `pair` and `label` are not read.
 
     Returns:
         The rows; `targets` is None where the table has no column of labels.
