@@ -152,6 +152,22 @@ def test_a_planned_loader_knows_its_place_while_workers_read_ahead() -> None:
     assert len(loader) == 7
 
 
+def test_a_place_is_taken_back_without_planning_the_epochs_before_it() -> None:
+    lengths = [3, 9, 4, 8, 2, 7, 5]
+
+    def planned_loader() -> PlannedLoader:
+        batches = headstart.PlannedBatches(lengths, tokens_per_batch=18, seed=3)
+        return PlannedLoader(DataLoader(range(7), batch_sampler=batches))  # type: ignore[arg-type]
+
+    first, again = planned_loader(), planned_loader()
+    first.seek(first.planned.total_steps(40) + 1)
+    assert first.planned.epoch == 40
+    again.load_state_dict(first.state_dict())
+    assert list(again.planned.plan._num_steps) == [40]
+    assert again.step == first.step
+    assert [batch.tensors.tolist() for batch in again] == [batch.tensors.tolist() for batch in first]
+
+
 def test_a_loader_of_another_kind_is_told_what_to_write() -> None:
     with pytest.raises(RecipeError, match="BatchSampler; they are not planned"):
         next(headstart.iterate_updates(DataLoader(range(3), batch_size=2)))  # type: ignore[arg-type]

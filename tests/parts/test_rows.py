@@ -125,8 +125,13 @@ def test_errors(table: datasets.Dataset, tokenizer: Any) -> None:
         headstart.encode_rows(table, tokenizer)
     with pytest.raises(ColumnError, match='no column "lable"'):
         headstart.encode_rows(table, tokenizer, text="sentence1", label="lable")
-    with pytest.raises(RecipeError, match="neither a label nor a task"):
-        headstart.encode_rows(table, tokenizer, text="sentence1", label=None)
+    task = headstart.encode_rows(table, tokenizer, text="sentence1").task
+    with pytest.raises(RecipeError, match=r'text="t" beside a task whose column is .sentence1.[^$]*rename_column'):
+        headstart.encode_rows(table, tokenizer, text="t", task=task)
+    with pytest.raises(RecipeError, match=r'pair="sentence2" beside a task[^$]*Leave pair out'):
+        headstart.encode_rows(table, tokenizer, text="sentence1", pair="sentence2", task=task)
+    with pytest.raises(RecipeError, match=r'label="stars" beside a task'):
+        headstart.encode_rows(table, tokenizer, label="stars", task=task)
     with pytest.raises(LabelError, match="1 class"):
         headstart.encode_rows(table.select([0]), tokenizer, text="sentence1")
     holes = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, None, 1]})

@@ -242,6 +242,18 @@ class BatchPlan:
         self._num_steps: dict[int, int] = {}  # of each epoch, as far as counted
         self._first_steps = [(0, 0)]  # (epoch, steps before it), as far as known, in order
 
+    def with_accumulation(self, accumulation: int) -> BatchPlan:
+        """Give the plan of the same batches with another number of them in an update."""
+        return BatchPlan(
+            self.lengths,
+            batch_size=self.batch_size,
+            tokens_per_batch=self.tokens_per_batch,
+            order=self.order,
+            accumulation=accumulation,
+            seed=self.seed,
+            window=self.window,
+        )
+
     def updates(self, epoch: int) -> list[list[Rows]]:
         """Plan the updates of an epoch; the plan of the epoch asked for last is kept.
 

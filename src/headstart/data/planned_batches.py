@@ -8,8 +8,8 @@ Holds `PlannedBatches`; imports numpy and the batch plan only, so it pickles and
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -170,15 +170,7 @@ class PlannedBatches:
             )
         self.rank, self.num_processes = rank, num_processes
         self.evens_out, self.splits_batches = evens_out, splits_batches
-        self.plan = BatchPlan(
-            self.plan.lengths,
-            batch_size=self.plan.batch_size,
-            tokens_per_batch=self.plan.tokens_per_batch,
-            order=self.plan.order,
-            accumulation=self.accumulation * (num_processes if for_each else 1),
-            seed=self.plan.seed,
-            window=self.plan.window,
-        )
+        self.plan = self.plan.with_accumulation(self.accumulation * (num_processes if for_each else 1))
 
     def dealt(self) -> Iterator[DealtBatch]:
         """Give what this process computes in the epoch of the next iteration, from its beginning step on."""
@@ -222,15 +214,6 @@ class PlannedBatches:
             return num_batches
         num_whole, num_left = divmod(num_batches, self.num_processes)
         return num_whole + (num_left if self.plan.tokens_per_batch is not None else min(num_left, 1))
-
-    def state_dict(self) -> dict[str, int]:
-        """Give the place where the next iteration begins, as numbers for a checkpoint between two of them."""
-        return {"epoch": self._epoch, "first_step": self._first_step(self._epoch), "step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Seek the place that `state_dict` gave."""
-        self.plan.remember(int(state["epoch"]), int(state["first_step"]))
-        self.seek(int(state["step"]))
 
     @property
     def batch_size(self) -> int | None:

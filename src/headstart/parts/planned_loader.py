@@ -120,8 +120,9 @@ class PlannedLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Seek the place that `state_dict` gave."""
-        self.planned.load_state_dict(state)
-        self.step = self.planned.step
+        # With a budget of tokens the steps before an epoch are known by planning each of them, or from here.
+        self.planned.plan.remember(int(state["epoch"]), int(state["first_step"]))
+        self.seek(int(state["step"]))
 
 
 def iterate_updates(loader: DataLoader[Any]) -> Iterator[Update]:

@@ -8,7 +8,7 @@ May import layers 0 to 4.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,9 +101,9 @@ def encode_rows(
     table: datasets.Dataset,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    text: str = "text",
+    text: str | None = None,
     pair: str | None = None,
-    label: str | None = "label",
+    label: str | None = None,
     max_length: int | None = None,
     task: SequenceClassification | None = None,
 ) -> EncodedRows:
@@ -112,12 +112,11 @@ def encode_rows(
     Args:
         table: with a column of texts.
         tokenizer: of the model.
-        text: column of the text.
-        pair: column of the second text of a pair.
-        label: column of the label; None, for rows without, needs a task.
+        text: column of the text; None is "text", or that of the task.
+        pair: column of the second text of a pair; None is none, or that of the task.
+        label: column of the label; None is "label", or that of the task.
         max_length: tokens of a row at most; longer rows are cut, and said. None takes the tokenizer's own limit.
-        task: of the training rows (`train.task`), for rows to evaluate or predict: columns and labels are its own, and
-            `text`, `pair` and `label` are not read.
+        task: of the training rows (`train.task`), for rows to evaluate or predict: columns and labels are its own.
 
     Returns:
         The rows; `targets` is None where the table has no column of labels.
@@ -126,7 +125,8 @@ def encode_rows(
         ColumnError: a column is not there.
         DataError: a text or a label is missing in some rows, which are named.
         LabelError: there are fewer than two classes, or one that the task does not know.
-        RecipeError: neither `max_length` nor the tokenizer says how long a row may be.
+        RecipeError: neither `max_length` nor the tokenizer says how long a row may be; or a column is named that is
+            not the task's.
 
     Warns:
         HeadstartWarning: rows are cut.
@@ -136,14 +136,11 @@ def encode_rows(
         validation = headstart.encode_rows(tables["validation"], tokenizer, task=train.task)
     """
     if task is None:
-        if label is None:
-            raise RecipeError(
-                "encode_rows: there is neither a label nor a task.",
-                "the column of the labels, or the task of the training rows.",
-                'Write label="label", or task=train.task.',
-            )
+        text, label = text or "text", label or "label"
         _check_columns(table, [text, label] if pair is None else [text, pair, label])
         task = SequenceClassification.learn_labels(table, text=text, pair=pair, label=label)
+    else:
+        _check_agrees(task, {"text": text, "pair": pair, "label": label})
     if max_length is None:
         max_length = int(tokenizer.model_max_length)
         if max_length >= _NO_LIMIT:
@@ -172,6 +169,20 @@ def encode_rows(
             stacklevel=2,
         )
     return EncodedRows(task, tokens, targets, pad_token_id=int(tokenizer.pad_token_id))
+
+
+def _check_agrees(task: SequenceClassification, named: Mapping[str, str | None]) -> None:
+    """Raise where a column is named that the task does not read: it would have no effect."""
+    for role, name in named.items():
+        learned = getattr(task, role)
+        if name not in (None, learned):
+            raise RecipeError(
+                f'encode_rows: {role}="{name}" beside a task whose column is {learned!r}.',
+                "the columns that the task has learned from.",
+                f'Leave {role} out, and rename the column: table.rename_column("{name}", "{learned}").'
+                if learned
+                else f"Leave {role} out: the task reads none.",
+            )
 
 
 def _check_columns(table: datasets.Dataset, names: Sequence[str]) -> None:
