@@ -23,7 +23,7 @@ with accelerator.main_process_first():
     validation = headstart.encode_rows(tables["validation"], tokenizer, task=train.task, max_length=128)
 batches = headstart.PlannedBatches(train.lengths, batch_size=32, order="random", seed=SEED)
 in_order = headstart.PlannedBatches(validation.lengths, batch_size=32, order="sequential")
-model = Model.from_pretrained("bert-base-uncased", num_labels=2)
+model = Model.from_pretrained("bert-base-uncased", num_labels=2).to(accelerator.device)
 fast = headstart.speed_up(model)
 optimizer = headstart.build_optimizer(model, learning_rate=2e-4)
 scheduler = headstart.build_schedule(optimizer, total_steps=batches.total_steps(EPOCHS))

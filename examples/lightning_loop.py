@@ -7,7 +7,7 @@ after a kill, and it goes on where it was saved last, to the same numbers.
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import headstart
@@ -24,19 +24,18 @@ if __name__ == "__main__":
         batch_size=32,
         max_length=128,
         seed=SEED,
+        settings=["train.order=random"],
     )
-    module = TaskModule(learning_rate=5e-5, settings=["evaluate.scores=[accuracy, f1]"])
-    best = ModelCheckpoint(CHECKPOINTS, monitor="val_f1", mode="max", save_last=True)
+    module = TaskModule(learning_rate=2e-4, settings=["evaluate.scores=[accuracy, f1]"])
     trainer = Trainer(
         max_epochs=EPOCHS,
         logger=TensorBoardLogger("logs"),
         log_every_n_steps=1,
-        callbacks=[best, EarlyStopping("val_f1", mode="max", patience=2), LearningRateMonitor()],
+        callbacks=[ModelCheckpoint(CHECKPOINTS, monitor="val_f1", mode="max", save_last=True), LearningRateMonitor()],
     )
     last = CHECKPOINTS / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
 
-    module = TaskModule.load_from_checkpoint(best.best_model_path)
     trainer.validate(module, data)
     run = module.save_run(datamodule=data)
     print(run, run.predict([("The cat sat on the mat.", "A cat was sitting on the mat.")])[0])

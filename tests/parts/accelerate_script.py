@@ -1,14 +1,20 @@
-"""Train and gather with `prepare_loader`, as a script that torchrun starts; process 0 prints what came of it."""
+"""Train and gather with `prepare_loader`, as a script that torchrun starts; process 0 prints what came of it.
+
+With the argument "sharded" each process holds a part of the model.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 import headstart
@@ -16,10 +22,23 @@ import headstart
 ROWS = [{"x": torch.tensor([float(row)]), "y": torch.tensor([row * 0.3])} for row in range(23)]
 
 
-def train_and_gather(split: bool, accumulation: int) -> None:
+def shard(accelerator: Accelerator) -> None:
+    """Let an Accelerator shard a model over CPUs, which it does over GPUs only."""
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+    assert accelerator.is_fsdp2
+
+
+def whole(weight: torch.Tensor) -> float:
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).item()
+
+
+def train_and_gather(split: bool, accumulation: int, sharded: bool) -> None:
     GradientState._reset_state()
     AcceleratorState._reset_state()
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=split))
+    if sharded:
+        shard(accelerator)
     batches = headstart.PlannedBatches(np.ones(23), batch_size=4, accumulation=accumulation, seed=3)
     model = torch.nn.Linear(1, 1)
     torch.nn.init.zeros_(model.weight)
@@ -41,6 +60,7 @@ def train_and_gather(split: bool, accumulation: int) -> None:
     in_order = headstart.PlannedBatches(np.ones(23), batch_size=4, order="sequential")
     rows = headstart.prepare_loader(accelerator, DataLoader(ROWS, batch_sampler=in_order), mode="predict")
     gathered = [value for batch in rows for value in accelerator.gather_for_metrics(batch["x"]).flatten().tolist()]
+    weight = whole(next(accelerator.unwrap_model(model).parameters()))
     if accelerator.is_main_process:
         found = {
             "processes": accelerator.num_processes,
@@ -48,7 +68,10 @@ def train_and_gather(split: bool, accumulation: int) -> None:
             "accumulation": accumulation,
             "updates": loader.step,
             "steps": steps,
-            "weight": accelerator.unwrap_model(model).weight.item(),
+            "weight": weight,
+            "is_sharded": isinstance(next(model.parameters()), DTensor),
+            "precision": accelerator.mixed_precision,
+            "fsdp": {name: value for name, value in os.environ.items() if name.startswith("FSDP_")},
             "learning_rate": scheduler.get_last_lr()[0],
             "gathered": gathered,
         }
@@ -58,4 +81,4 @@ def train_and_gather(split: bool, accumulation: int) -> None:
 if __name__ == "__main__":
     for split in (True, False):
         for accumulation in (1, 2, 3):
-            train_and_gather(split, accumulation)
+            train_and_gather(split, accumulation, "sharded" in sys.argv[1:])

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from headstart.errors import RecipeError
 NUM_ROWS = 23
 ROWS = [{"x": torch.tensor([float(row)]), "y": torch.tensor([row * 0.3])} for row in range(NUM_ROWS)]
 SCRIPT = Path(__file__).parent / "accelerate_script.py"
+CONFIGURATIONS = Path(__file__).parents[2] / "examples" / "accelerate"
 
 
 @pytest.fixture(autouse=True)
@@ -208,11 +209,10 @@ def test_a_loop_of_a_tutorial_runs_with_a_shuffled_dataloader() -> None:
     assert losses[-1] < losses[0]
 
 
-def start(count: int, *arguments: str, folder: Path) -> list[dict[str, Any]]:
-    """Run the script under torchrun, and read what process 0 printed."""
+def start(*starter: str, folder: Path, arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run the script with several processes, and read what process 0 printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count),
-         str(SCRIPT), *arguments],
+        [sys.executable, "-m", *starter, str(SCRIPT), *arguments],
         cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(Path(headstart.__file__).parent.parent)},
     )  # fmt: skip
@@ -220,18 +220,51 @@ def start(count: int, *arguments: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def torchrun(count: int) -> list[str]:
+    return ["torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+
+
+def assert_makes_the_planned_updates(result: dict[str, Any], count: int) -> None:
+    assert result["processes"] == count
+    assert result["gathered"] == list(range(NUM_ROWS))
+    assert result["steps"] == result["updates"]
+    assert result["learning_rate"] == 0.0  # the schedule of a prepared scheduler is over, and not before
+    accumulation = result["accumulation"]
+    # Accelerate steps a schedule once for each process, unless batches are split over them.
+    fall = (1 if result["split"] else count) / make_loader(accumulation=accumulation).batch_sampler.total_steps(2)  # type: ignore[union-attr]
+    expected = by_hand(accumulation if result["split"] else accumulation * count, result["updates"], fall)
+    assert result["weight"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_any_number_of_processes_makes_the_same_updates(count: int, tmp_path: Path) -> None:
-    results = start(count, folder=tmp_path)
-    assert {result["processes"] for result in results} == {count}
-    for result in results:
-        assert result["gathered"] == list(range(NUM_ROWS))
-        assert result["steps"] == result["updates"]
-        assert result["learning_rate"] == 0.0  # the schedule of a prepared scheduler is over, and not before
-        accumulation = result["accumulation"]
-        # Accelerate steps a schedule once for each process, unless batches are split over them.
-        fall = (1 if result["split"] else count) / make_loader(accumulation=accumulation).batch_sampler.total_steps(2)
-        expected = by_hand(accumulation if result["split"] else accumulation * count, result["updates"], fall)
-        assert result["weight"] == pytest.approx(expected, rel=1e-5)
+    results = start(*torchrun(count), folder=tmp_path)
     assert len(results) == 6
+    for result in results:
+        assert_makes_the_planned_updates(result, count)
+
+
+@pytest.mark.slow
+def test_processes_with_a_part_of_the_model_make_the_same_updates(tmp_path: Path) -> None:
+    results = start(*torchrun(2), folder=tmp_path, arguments=["sharded"])
+    assert len(results) == 6
+    for result in results:
+        assert result["is_sharded"]
+        assert_makes_the_planned_updates(result, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two_gpus", "two_gpus_bf16", "fsdp2"])
+def test_accelerate_takes_the_configurations_of_the_examples(name: str, tmp_path: Path) -> None:
+    launch = ["accelerate.commands.launch", "--config_file", str(CONFIGURATIONS / f"{name}.yaml")]
+    results = start(*launch, "--main_process_port", "0", "--num_cpu_threads_per_process", "1", folder=tmp_path)
+    assert len(results) == 6
+    for result in results:
+        assert result["precision"] == ("bf16" if name == "two_gpus_bf16" else "no")
+        assert result["fsdp"].get("FSDP_VERSION") == ("2" if name == "fsdp2" else None)
+        assert result["processes"] == 2
+        assert result["gathered"] == list(range(NUM_ROWS))
+    if name == "fsdp2":
+        assert result["fsdp"]["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+        assert result["fsdp"]["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"

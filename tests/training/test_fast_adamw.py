@@ -176,6 +176,18 @@ def test_bfloat16_gradients_are_those_numbers_in_float32(way: str) -> None:
     assert_same_bits(half, single)
 
 
+def test_parameters_that_were_replaced_are_not_left_as_they_are_unsaid() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = FastAdamW(layer.parameters(), lr=0.1)
+    # As accelerate does it when it shards a model.
+    replaced = [nn.Parameter(parameter.detach().clone()) for parameter in layer.parameters()]
+    optimizer.param_groups[0]["params"] = replaced
+    for parameter in replaced:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(RuntimeError, match=r"replaced by others.*fast=False"):
+        optimizer.step()
+
+
 def test_autograd_leaves_bfloat16_gradients_that_are_taken(way: str) -> None:
     layer = nn.Linear(20, 10, bias=False)
     layer.weight.grad_dtype = torch.bfloat16

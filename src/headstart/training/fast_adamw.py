@@ -12,6 +12,7 @@ same numbers come from PyTorch's operations, to rounding.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -218,13 +219,15 @@ class FastAdamW(torch.optim.AdamW):
         """Make an update; see `torch.optim.Optimizer.step`.
 
         Raises:
-            RuntimeError: a gradient is sparse whose embedding is not lazy, or a parameter was moved or converted.
+            RuntimeError: a gradient is sparse whose embedding is not lazy, or a parameter was moved, converted or
+                replaced.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         slots = self._laid_out()
+        self._check_replaced(slots)
         # All that needs memory comes first: an update is counted before it is made, and then made whole.
         dense, rows, table, table_rows = self._gather(slots)
         if len(dense) + len(rows) == len(slots):
@@ -330,6 +333,15 @@ class FastAdamW(torch.optim.AdamW):
             if self.state.get(parameter):
                 self._attach(slot)
         return self._slots
+
+    def _check_replaced(self, slots: list[Slot]) -> None:
+        """Raise where the groups hold other parameters than before: those have gradients, and ours would never move."""
+        parameters = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+        if any(slot.parameter is not parameter for slot, parameter in zip(slots, parameters, strict=True)):
+            raise RuntimeError(
+                "FastAdamW: its parameters were replaced by others, as accelerate does for FSDP. "
+                "Write build_optimizer(model, fast=False, ...)."
+            )
 
     def _groups_of_parameters(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups for _ in group["params"]]
