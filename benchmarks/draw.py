@@ -154,6 +154,13 @@ def scaling(result: Mapping[str, Any]) -> str:
     return tabulate(result["rows"])
 
 
+def six_doors(result: Mapping[str, Any]) -> str:
+    """Give a line a door."""
+    from six_doors import tabulate
+
+    return tabulate(result)
+
+
 def breadth(result: Mapping[str, Any]) -> str:
     """Give a line a family, and below why parts are off."""
     rows: list[list[str]] = []
@@ -173,6 +180,7 @@ def breadth(result: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "against_trainer": comparison,
     "against_lightning": comparison,
+    "six_doors": six_doors,
     "parts": parts,
     "limit": limit,
     "scaling": scaling,

@@ -40,7 +40,7 @@ while batches.epoch < EPOCHS:
     model.train()
     for batch in train_loader:
         with accelerator.accumulate(model):
-            with fast.autocast():
+            with fast.autocast(), train_loader.randomness(model):
                 loss = model(**batch).loss
             accelerator.backward(loss * train_loader.weight)
             if accelerator.sync_gradients:

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 import headstart
-from headstart.lightning import TaskDataModule, TaskModule
+from headstart.lightning import TaskDataModule, TaskModule, fast_precision
 
 
 def read_arguments() -> argparse.Namespace:
@@ -42,6 +42,7 @@ if __name__ == "__main__":
     module = TaskModule(optimizer="sgd", learning_rate=arguments.lr, momentum=arguments.momentum)
     trainer = Trainer(
         max_epochs=arguments.epochs,
+        precision=fast_precision(),
         fast_dev_run=arguments.debug,
         logger=CSVLogger("logs", name="imdb"),
         log_every_n_steps=1,

@@ -7,11 +7,11 @@ after a kill, and it goes on where it was saved last, to the same numbers.
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import headstart
-from headstart.lightning import TaskDataModule, TaskModule
+from headstart.lightning import TaskDataModule, TaskModule, fast_precision
 
 EPOCHS, SEED, CHECKPOINTS = 3, 42, Path("checkpoints/lightning-loop")
 
@@ -29,9 +29,10 @@ if __name__ == "__main__":
     module = TaskModule(learning_rate=2e-4, settings=["evaluate.scores=[accuracy, f1]"])
     trainer = Trainer(
         max_epochs=EPOCHS,
+        precision=fast_precision(),
         logger=TensorBoardLogger("logs"),
         log_every_n_steps=1,
-        callbacks=[ModelCheckpoint(CHECKPOINTS, monitor="val_f1", mode="max", save_last=True), LearningRateMonitor()],
+        callbacks=[ModelCheckpoint(CHECKPOINTS, monitor="val_f1", mode="max", save_last=True)],
     )
     last = CHECKPOINTS / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationSched
 from lightning.pytorch.loggers import CSVLogger
 
 from headstart.errors import CheckpointError, ColumnError, DataError, LabelError, RecipeError
-from headstart.lightning import TaskDataModule, TaskModule
+from headstart.lightning import TaskDataModule, TaskModule, fast_precision, trainer_settings
 from headstart.lightning.given import collect
-from headstart.lightning.trainer_settings import check_trainer
+from headstart.lightning.trainer_settings import check_trainer, precision_of
 from headstart.recipe import build_recipe
 
 Make = Callable[..., Any]
@@ -130,6 +130,15 @@ def test_what_the_data_module_decides_is_not_taken_from_the_module(
         make_trainer(max_epochs=1).fit(TaskModule(seed=7), data)
     with pytest.raises(RecipeError, match=r"model.checkpoint is .* in TaskDataModule and 'other' in TaskModule"):
         make_trainer(max_epochs=1).fit(TaskModule(model="other"), data)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_fast_precision_is_what_the_hardware_multiplies(
+    is_fast: bool, monkeypatch: pytest.MonkeyPatch, make_trainer: Make
+) -> None:
+    monkeypatch.setattr(trainer_settings, "has_fast_bfloat16", lambda device_type: is_fast)
+    trainer = make_trainer(precision=fast_precision())
+    assert precision_of(trainer) == ("bf16" if is_fast else "fp32")
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])

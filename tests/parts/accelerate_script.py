@@ -1,6 +1,6 @@
 """Train and gather with `prepare_loader`, as a script that torchrun starts; process 0 prints what came of it.
 
-With the argument "sharded" each process holds a part of the model.
+With the argument "sharded" each process holds a part of the model; with "dropout" the model has some.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def whole(weight: torch.Tensor) -> float:
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).item()
 
 
-def train_and_gather(split: bool, accumulation: int, sharded: bool) -> None:
+def train_and_gather(split: bool, accumulation: int, sharded: bool, dropout: bool) -> None:
     GradientState._reset_state()
     AcceleratorState._reset_state()
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=split))
     if sharded:
         shard(accelerator)
     batches = headstart.PlannedBatches(np.ones(23), batch_size=4, accumulation=accumulation, seed=3)
-    model = torch.nn.Linear(1, 1)
-    torch.nn.init.zeros_(model.weight)
-    torch.nn.init.zeros_(model.bias)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout(0.5 if dropout else 0.0))
+    torch.nn.init.zeros_(model[0].weight)
+    torch.nn.init.zeros_(model[0].bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     scheduler = headstart.build_schedule(optimizer, total_steps=batches.total_steps(2))
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
@@ -51,7 +51,8 @@ def train_and_gather(split: bool, accumulation: int, sharded: bool) -> None:
     while batches.epoch < 2:
         for batch in loader:
             with accelerator.accumulate(model):
-                loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
+                with loader.randomness(model):
+                    loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
                 accelerator.backward(loss * loader.weight)
                 optimizer.step()
                 scheduler.step()
@@ -81,4 +82,4 @@ def train_and_gather(split: bool, accumulation: int, sharded: bool) -> None:
 if __name__ == "__main__":
     for split in (True, False):
         for accumulation in (1, 2, 3):
-            train_and_gather(split, accumulation, "sharded" in sys.argv[1:])
+            train_and_gather(split, accumulation, *(name in sys.argv for name in ("sharded", "dropout")))

@@ -246,6 +246,34 @@ def test_any_number_of_processes_makes_the_same_updates(count: int, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_dropout_is_that_of_one_process_for_any_number(tmp_path: Path) -> None:
+    alone, together = (
+        [result["weight"] for result in start(*torchrun(count), folder=tmp_path, arguments=["dropout"])[:3]]
+        for count in (1, 3)
+    )
+    without = [by_hand(accumulation, 12 // accumulation) for accumulation in (1, 2, 3)]
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert all(abs(one - other) > 1e-3 for one, other in zip(alone, without, strict=True))
+
+
+def test_randomness_is_that_of_a_batch() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    loader = headstart.prepare_loader(accelerator, make_loader())
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1000, 1000))
+    with pytest.raises(RecipeError, match="before the first batch"):
+        loader.randomness(model)
+    drawn = []
+    for _ in range(2):
+        loader.seek(3)
+        for _ in loader:
+            with loader.randomness(model):
+                drawn.append(model[0](torch.ones(4, 1000)))
+            break
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], torch.ones(4, 1000))
+
+
+@pytest.mark.slow
 def test_processes_with_a_part_of_the_model_make_the_same_updates(tmp_path: Path) -> None:
     results = start(*torchrun(2), folder=tmp_path, arguments=["sharded"])
     assert len(results) == 6

@@ -152,6 +152,27 @@ def test_a_planned_loader_knows_its_place_while_workers_read_ahead() -> None:
     assert len(loader) == 7
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_that_was_left_begins_again_whatever_was_read_ahead(num_workers: int) -> None:
+    batches = headstart.PlannedBatches([1] * 6, batch_size=1, order="sequential")
+    loader = DataLoader(range(6), batch_sampler=batches, num_workers=num_workers)  # type: ignore[arg-type, var-annotated]
+    for update in headstart.iterate_updates(loader):
+        if update.step == 4:
+            break
+    assert batches.place == (0, 0)
+    assert [update.step for update in headstart.iterate_updates(loader)] == [1, 2, 3, 4, 5, 6]
+    assert batches.place == (1, 0)
+    for update in headstart.iterate_updates(loader):
+        if update.step == 10:
+            batches.seek(update.step)
+            break
+    assert [update.step for update in headstart.iterate_updates(loader)] == [11, 12]
+    for update in headstart.iterate_updates(loader):
+        if update.step == 18:  # the last of its epoch
+            break
+    assert batches.place == (3, 0)
+
+
 def test_a_place_is_taken_back_without_planning_the_epochs_before_it() -> None:
     lengths = [3, 9, 4, 8, 2, 7, 5]
 

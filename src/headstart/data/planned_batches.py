@@ -52,7 +52,9 @@ class PlannedBatches:
     """Deal planned batches to a `DataLoader`, epoch after epoch, from any step on.
 
     Each iteration is one epoch in an order of its own; after one that came to its end, the next is the next epoch, and
-    one that was left begins again. Give it as `DataLoader(rows, batch_sampler=PlannedBatches(...), collate_fn=...)`.
+    one that was left begins again. (A DataLoader with workers reads ahead: in `iterate_updates` and `prepare_loader`
+    that is known, in an iteration of the DataLoader itself nobody tells what was read from what was used.) Give it as
+    `DataLoader(rows, batch_sampler=PlannedBatches(...), collate_fn=...)`.
 
     Args:
         lengths: number of tokens of each row, shape (N,), at least one row.
@@ -102,6 +104,7 @@ class PlannedBatches:
         self.rank, self.num_processes = 0, 1
         self.evens_out = self.splits_batches = False
         self._epoch = self._index = 0
+        self._passed: tuple[int, int] | None = None  # where the iteration began that has moved on to the next epoch
 
     @property
     def epoch(self) -> int:
@@ -124,6 +127,7 @@ class PlannedBatches:
             ValueError: `step` is negative.
         """
         self._epoch, self._index = self.plan.locate(step)
+        self._passed = None
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this zero-based epoch, from its beginning; one begun at a later step stays there.
@@ -135,6 +139,21 @@ class PlannedBatches:
             raise ValueError(f"epoch is {epoch}; it is a number from 0 on")
         if epoch != self._epoch:
             self._epoch, self._index = epoch, 0
+        self._passed = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The zero-based epoch and the zero-based update in it that the next iteration begins with."""
+        return self._epoch, self._index
+
+    def take_back(self, place: tuple[int, int]) -> None:
+        """Let an iteration that was left begin again, though a loader that reads ahead has asked for its last batch.
+
+        Args:
+            place: where it began. Nothing happens where somebody has said since where to go on.
+        """
+        if self._passed == place:
+            self._epoch, self._index = place
 
     def deal(
         self,
@@ -191,11 +210,12 @@ class PlannedBatches:
                 )
 
     def __iter__(self) -> Iterator[list[int]]:
-        place = self._epoch, self._index
+        place = self.place
         for batch in self.dealt():
             # Not after the last one: who counts the batches, as Lightning does, never asks for one more.
-            if batch.ends_epoch and (self._epoch, self._index) == place:
+            if batch.ends_epoch and self.place == place:
                 self._epoch, self._index = self._epoch + 1, 0
+                self._passed = place
             yield batch.rows.tolist()
 
     def __len__(self) -> int:

@@ -13,5 +13,6 @@ require_lightning()
 
 from headstart.lightning.data_module import TaskDataModule  # noqa: E402
 from headstart.lightning.task_module import TaskModule  # noqa: E402
+from headstart.lightning.trainer_settings import fast_precision  # noqa: E402
 
-__all__ = ["TaskDataModule", "TaskModule"]
+__all__ = ["TaskDataModule", "TaskModule", "fast_precision"]

@@ -1,6 +1,6 @@
 """What Lightning's Trainer decides, compared with what a recipe says of it.
 
-Imports layer 0, torch and Lightning.
+Imports layers 0 to 2, torch and Lightning.
 """
 
 from __future__ import annotations
@@ -16,11 +16,27 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from headstart.errors import RecipeError, join_faults
 from headstart.lightning.given import Given
+from headstart.models.hardware import has_fast_bfloat16
 from headstart.recipe import Recipe, parse_duration
 
-__all__ = ["check_trainer", "precision_of"]
+__all__ = ["check_trainer", "fast_precision", "precision_of"]
 
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"32-true": "fp32", "bf16-mixed": "bf16"}
+
+
+def fast_precision() -> Literal["32-true", "bf16-mixed"]:
+    """Give the precision that headstart's own loop would choose here: `Trainer(precision=fast_precision())`.
+
+    Lightning's default is float32.
+
+    Returns:
+        "bf16-mixed" where the GPU, or without one the processor, multiplies bfloat16 itself; else "32-true".
+
+    Example:
+        >>> fast_precision() in ("32-true", "bf16-mixed")
+        True
+    """
+    return "bf16-mixed" if has_fast_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "32-true"
 
 
 def precision_of(trainer: Trainer) -> Literal["fp32", "bf16"]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch.utils.data import DataLoader
 
 from headstart.errors import RecipeError, TrainingError
-from headstart.parts.planned_loader import PlannedLoader
+from headstart.parts.planned_loader import MicroBatch, PlannedLoader
 from headstart.training.device import send_to_device
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class PreparedLoader:
         self.weight = 1.0
         """Factor on the mean loss of the batch last given. Accelerate averages over micro-batches and processes as if
         all had equally many rows; `accelerator.backward(loss * loader.weight)` makes it the mean over the rows."""
+        self._batch: MicroBatch | None = None
 
     @property
     def dataset(self) -> Any:
@@ -67,7 +70,7 @@ class PreparedLoader:
         state._add_dataloader(self)
         try:
             for batch in self._places:
-                dealt = batch.dealt
+                self._batch, dealt = batch, batch.dealt
                 if self._mode == "train":
                     self.end_of_dataloader, self.remainder = dealt.ends_update, 0
                     self.weight = dealt.share * num_processes * self._accelerator.gradient_accumulation_steps
@@ -82,6 +85,23 @@ class PreparedLoader:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def randomness(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Make the dropout of a forward pass of the batch last given a function of (seed, step, row, module, element).
+
+        So it is the same for any number of processes, and a run that was stopped draws on as if it had not been.
+
+        Args:
+            model: as `accelerator.prepare` gave it.
+
+        Raises:
+            RecipeError: no batch was given yet.
+        """
+        if self._batch is None:
+            raise RecipeError(
+                "loader.randomness() before the first batch.", "a batch to draw for.", "Call it inside the loop."
+            )
+        return self._batch.randomness(self._accelerator.unwrap_model(model))
 
     def seek(self, step: int) -> None:
         """Let the next iteration begin after `step` updates, without a look at the rows before."""
@@ -140,7 +160,9 @@ def prepare_loader(
         loader = headstart.prepare_loader(accelerator, loader)
         for batch in loader:
             with accelerator.accumulate(model):
-                accelerator.backward(model(**batch).loss * loader.weight)
+                with loader.randomness(model):
+                    loss = model(**batch).loss
+                accelerator.backward(loss * loader.weight)
                 optimizer.step()
                 optimizer.zero_grad()
     """

@@ -96,10 +96,15 @@ class PlannedLoader:
         """Updates made, once the optimizer has made that of the batch last given."""
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        places = list(self.planned.dealt())
-        for tensors, dealt in zip(self.loader, places, strict=True):
-            self.step = dealt.step + dealt.ends_update
-            yield MicroBatch(tensors, dealt, self.planned.plan.seed)
+        place, places = self.planned.place, list(self.planned.dealt())
+        dealt = None
+        try:
+            for tensors, dealt in zip(self.loader, places, strict=True):
+                self.step = dealt.step + dealt.ends_update
+                yield MicroBatch(tensors, dealt, self.planned.plan.seed)
+        finally:
+            if dealt is None or not dealt.ends_epoch:
+                self.planned.take_back(place)
 
     def __len__(self) -> int:
         return len(self.planned)

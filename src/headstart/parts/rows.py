@@ -137,7 +137,7 @@ def encode_rows(
     """
     if task is None:
         text, label = text or "text", label or "label"
-        _check_columns(table, [text, label] if pair is None else [text, pair, label])
+        _check_columns(table, {"text": text, "pair": pair, "label": label})
         task = SequenceClassification.learn_labels(table, text=text, pair=pair, label=label)
     else:
         _check_agrees(task, {"text": text, "pair": pair, "label": label})
@@ -185,14 +185,16 @@ def _check_agrees(task: SequenceClassification, named: Mapping[str, str | None])
             )
 
 
-def _check_columns(table: datasets.Dataset, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in table.column_names:
+def _check_columns(table: datasets.Dataset, named: Mapping[str, str | None]) -> None:
+    for role, name in named.items():
+        if name is not None and name not in table.column_names:
             holds_text = any(
                 getattr(kind, "dtype", "") in ("string", "large_string") for kind in table.features.values()
             )
             raise ColumnError(
                 f'The table has no column "{name}".',
                 "a column of the table.",
-                TOKENISED if "input_ids" in table.features and not holds_text else suggest(name, table.column_names),
+                TOKENISED
+                if "input_ids" in table.features and not holds_text
+                else f"{suggest(name, table.column_names)} Name it: encode_rows(..., {role}=...).",
             )
