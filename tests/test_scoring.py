@@ -175,6 +175,23 @@ def test_what_cannot_be_scored_is_told(predictions: Any, labels: Any, what: str)
         headstart.score(predictions, labels)
 
 
+def test_rounded_probabilities_are_not_taken_for_logits() -> None:
+    logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 3
+    labels = torch.arange(200) % 3
+    exact = headstart.score(logits, labels, "log_loss")["log_loss"]["value"]
+    rounded = headstart.score(logits.softmax(-1).bfloat16(), labels, "log_loss")["log_loss"]["value"]
+    assert exact is not None
+    assert rounded == pytest.approx(exact, rel=0.01)
+
+
+def test_what_is_no_number_and_no_share_is_told() -> None:
+    for predictions in (["a", "b"], [[0.1, 0.9], [1.0]], None):
+        with pytest.raises(DataError, match="something other than numbers"):
+            headstart.score(predictions, [0, 1])
+    with pytest.raises(RecipeError, match="confidence is 95"):
+        headstart.score([0, 1], [0, 1], confidence=95)
+
+
 def test_a_score_of_probabilities_needs_them() -> None:
     with pytest.raises(RecipeError, match="roc_auc needs probabilities"):
         headstart.score([0, 1], [0, 1], ["accuracy", "roc_auc"])

@@ -62,11 +62,12 @@ def score(
 
     Args:
         predictions: probabilities or logits of each class, shape (N, K), or predicted classes, shape (N,); arrays,
-            tensors or lists.
+            tensors or lists. Rows of numbers from 0 to 1 that all sum to 1 (to the rounding of their type) are
+            probabilities, any others logits.
         labels: class index of each row, shape (N,); rows with -1 are left out.
         names: of scores, or "glue/mrpc" for a set; None takes those of a recipe without `evaluate.scores`, of
             predicted classes those that need no probabilities.
-        confidence: share of the interval, 0 to 1.
+        confidence: share of the interval, between 0 and 1.
         seed: of the resampling.
 
     Returns:
@@ -74,7 +75,8 @@ def score(
 
     Raises:
         DataError: the shapes do not fit, or a label is no class.
-        RecipeError: a name is unknown; or a score of probabilities is asked for, and there are none.
+        RecipeError: a name is unknown; `confidence` is no share; or a score of probabilities is asked for, and there
+            are none.
 
     Example:
         >>> score([0, 1, 1, 0], [0, 1, 0, 0], ["accuracy"])["accuracy"]["value"]
@@ -82,6 +84,10 @@ def score(
 
     Relations: `headstart.evaluate.load("accuracy")` gives the number alone, as the library evaluate does.
     """
+    names = [names] if isinstance(names, str) else names
+    if not 0 < confidence < 1:
+        raise RecipeError(f"score: confidence is {confidence}.", "a share between 0 and 1.", "Write confidence=0.95.")
+    rounding = _rounding(predictions)
     given, targets = _to_array(predictions), _to_array(labels)
     if given.ndim not in (1, 2) or targets.ndim != 1 or len(given) != len(targets) or not len(given):
         raise DataError(
@@ -113,18 +119,44 @@ def score(
 
         chosen = resolve_scores(names, num_classes, None)
         probabilities = given.astype(np.float64)
-        sums = probabilities.sum(axis=1)
-        if (probabilities < 0).any() or not np.allclose(sums, 1.0, atol=1e-3):
+        sums = probabilities.sum(axis=1, keepdims=True)
+        if (probabilities < 0).any() or not np.allclose(sums, 1.0, atol=max(1e-3, rounding)):
             probabilities = softmax(probabilities, axis=1)
+        else:
+            probabilities = probabilities / sums
     return score_with_intervals(probabilities, targets.astype(np.int64), chosen, confidence=confidence, seed=seed)
 
 
 def _to_array(values: Any) -> np.ndarray:
-    """Take an array, a list, or a tensor of any dtype, on any device, with a gradient or without."""
+    """Take an array, a list, or a tensor of any dtype, on any device, with a gradient or without.
+
+    Raises:
+        DataError: they are no numbers, or the rows have different lengths.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
-    return np.asarray(values)
+    try:
+        found = np.asarray(values)
+    except ValueError:
+        found = np.asarray(None)
+    if found.dtype.kind not in "biuf":
+        raise DataError(
+            f"score: {type(values).__name__} of something other than numbers, or of rows of different lengths.",
+            "class indices, or a probability or logit for each class.",
+            "Turn names of classes into their indices.",
+        )
+    return found
+
+
+def _rounding(values: Any) -> float:
+    """Give by how much a sum of probabilities can miss 1 because each was rounded to its type."""
+    import torch
+
+    dtype = getattr(values, "dtype", None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        return 0.0
+    return float(torch.finfo(dtype).eps)
 
 
 def prediction_table(

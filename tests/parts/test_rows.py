@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 import headstart
@@ -140,3 +140,38 @@ def test_errors(table: datasets.Dataset, tokenizer: Any) -> None:
     tokenizer.model_max_length = 10**30
     with pytest.raises(RecipeError, match="no limit of its own"):
         headstart.encode_rows(table, tokenizer, text="sentence1")
+
+
+def test_collate_takes_its_own_rows_as_they_are(tokenizer: Any) -> None:
+    tables = [datasets.Dataset.from_dict({"text": [text, "bad"], "label": [0, 1]}) for text in ("good", "great film")]
+    one, other = (headstart.encode_rows(table, tokenizer) for table in tables)
+    joined: ConcatDataset[Any] = ConcatDataset([one, other])
+    with pytest.raises(DataError, match="row of another data set, or one that was changed"):
+        one.collate([joined[2]])
+    set_one, updated = one[0], one[0]
+    set_one["labels"] = 1
+    updated.update(labels=1)
+    for row in (set_one, updated):
+        with pytest.raises(DataError, match="DataCollatorWithPadding"):
+            one.collate([row])
+    with pytest.raises(DataError, match="DataCollatorWithPadding"):
+        one.collate([dict(one[0])])  # type: ignore[list-item]
+    assert one.collate([-1])["labels"].tolist() == [1]
+    assert pickle.loads(pickle.dumps(one)).collate([one[0]])["labels"].tolist() == [0]
+
+
+def test_what_is_no_table_or_cannot_be_padded_is_said(table: datasets.Dataset, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"given a str, not a table[^$]*read_source"):
+        headstart.encode_rows("reviews.csv", tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r'given a DatasetDict[^$]*table\["train"\]'):
+        headstart.encode_rows(datasets.DatasetDict({"train": table}), tokenizer)  # type: ignore[arg-type]
+    tokenizer.pad_token = None
+    with pytest.raises(RecipeError, match="no token to pad with"):
+        headstart.encode_rows(table, tokenizer, text="sentence1")
+
+
+def test_one_class_by_name_is_one_class(tokenizer: Any) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a"])})
+    table = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [0, 0]}, features=features)
+    with pytest.raises(LabelError, match="holds 1 class"):
+        headstart.encode_rows(table, tokenizer)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, HeadstartWarning
 from headstart.training import checkpoint
 from headstart.training.checkpoint import (
     load_checkpoint,
@@ -589,3 +589,14 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(messages) == 1
     assert "step-000001" in messages[0]
     assert newest_value(tmp_path) == 2.0
+
+
+def test_what_was_saved_last_is_kept_beside_later_steps_and_said(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    save_checkpoint(tmp_path, 5, model=model, optimizer=optimizer, state={}, keep=1)
+    with pytest.warns(HeadstartWarning, match=r"later steps \(5\)"):
+        path = save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, state={}, keep=1)
+    assert path.exists()
+    with pytest.raises(ValueError, match="keep is 0"):
+        save_checkpoint(tmp_path, 6, model=model, optimizer=optimizer, state={}, keep=0)

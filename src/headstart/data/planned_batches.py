@@ -179,7 +179,10 @@ class PlannedBatches:
 
         Raises:
             RecipeError: `evens_out` with a budget of tokens, or with accumulation.
+            ValueError: there is no such process.
         """
+        if not 0 <= rank < num_processes:
+            raise ValueError(f"rank is {rank} of {num_processes} processes; they count from 0")
         if evens_out and (self.plan.tokens_per_batch is not None or self.accumulation > 1):
             raise RecipeError(
                 "A plan for prediction has accumulation or a budget of tokens, so that what is gathered cannot be told "

@@ -7,6 +7,7 @@ May import layers 0 to 4.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,26 @@ class EncodedRow(dict[str, Any]):
 
     Attributes:
         index: row number in its `EncodedRows`.
+        owner: tells one `EncodedRows` from another.
+        is_changed: somebody has put other values in.
     """
 
     index: int
+    owner: int
+    is_changed = False
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.is_changed = True
+        super().__setitem__(name, value)
+
+    def update(self, *values: Any, **named: Any) -> None:
+        """Put other values in; see `dict.update`."""
+        self.is_changed = True
+        super().update(*values, **named)
+
+
+# A number and not the object itself: a worker gets a copy of it, and of its bound `collate`.
+_owners = itertools.count()
 
 
 class EncodedRows(Dataset[EncodedRow]):
@@ -64,6 +82,7 @@ class EncodedRows(Dataset[EncodedRow]):
         self.tokens = tokens
         self.targets = targets
         self.pad_token_id = pad_token_id
+        self._number = next(_owners)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,20 +100,36 @@ class EncodedRows(Dataset[EncodedRow]):
             row["token_type_ids"] = self.tokens.token_type_ids[start:end].tolist()
         if self.targets is not None:
             row["labels"] = self.targets[index].item()
-        row.index = index
+        row.index, row.owner, row.is_changed = index, self._number, False
         return row
 
     def collate(self, rows: Sequence[EncodedRow | int]) -> dict[str, torch.Tensor]:
         """Put rows into tensors, padded to the longest of them: the `collate_fn` of a DataLoader.
 
+        It reads the rows by their numbers, which is why it is fast, and why they must be as this object gave them.
+
         Args:
             rows: of this object, or their numbers.
+
+        Raises:
+            DataError: a row is of another object, or was changed.
 
         Returns:
             `input_ids`, `attention_mask` (and `token_type_ids`), int64 of shape (B, T); `labels` of shape (B,).
         """
-        numbers = [row.index if isinstance(row, EncodedRow) else row for row in rows]
+        numbers = [self._number_of(row) for row in rows]
         return dict(self.task.collate(self.tokens, np.asarray(numbers), self.targets, self.pad_token_id))
+
+    def _number_of(self, row: Any) -> int:
+        if isinstance(row, EncodedRow) and row.owner == self._number and not row.is_changed:
+            return row.index
+        if isinstance(row, Mapping):
+            raise DataError(
+                "collate() of EncodedRows was given a row of another data set, or one that was changed.",
+                "its own rows as they are, which it reads by their numbers.",
+                "For other rows write collate_fn=DataCollatorWithPadding(tokenizer).",
+            )
+        return range(len(self))[int(row)]
 
 
 def encode_rows(
@@ -123,10 +158,10 @@ def encode_rows(
 
     Raises:
         ColumnError: a column is not there.
-        DataError: a text or a label is missing in some rows, which are named.
+        DataError: it is no table; or a text or a label is missing in some rows, which are named.
         LabelError: there are fewer than two classes, or one that the task does not know.
-        RecipeError: neither `max_length` nor the tokenizer says how long a row may be; or a column is named that is
-            not the task's.
+        RecipeError: neither `max_length` nor the tokenizer says how long a row may be; the tokenizer cannot pad; or a
+            column is named that is not the task's.
 
     Warns:
         HeadstartWarning: rows are cut.
@@ -135,12 +170,19 @@ def encode_rows(
         train = headstart.encode_rows(tables["train"], tokenizer, text="sentence1", pair="sentence2")
         validation = headstart.encode_rows(tables["validation"], tokenizer, task=train.task)
     """
+    _check_table(table)
     if task is None:
         text, label = text or "text", label or "label"
         _check_columns(table, {"text": text, "pair": pair, "label": label})
         task = SequenceClassification.learn_labels(table, text=text, pair=pair, label=label)
     else:
         _check_agrees(task, {"text": text, "pair": pair, "label": label})
+    if tokenizer.pad_token_id is None:
+        raise RecipeError(
+            "encode_rows: the tokenizer has no token to pad with.",
+            "one, so that rows of several lengths make a batch.",
+            "Write tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id = tokenizer.pad_token_id.",
+        )
     if max_length is None:
         max_length = int(tokenizer.model_max_length)
         if max_length >= _NO_LIMIT:
@@ -169,6 +211,21 @@ def encode_rows(
             stacklevel=2,
         )
     return EncodedRows(task, tokens, targets, pad_token_id=int(tokenizer.pad_token_id))
+
+
+def _check_table(table: Any) -> None:
+    import datasets
+
+    if isinstance(table, datasets.Dataset):
+        return
+    names = list(getattr(table, "splits", table) if not isinstance(table, str) else ())
+    raise DataError(
+        f"encode_rows was given a {type(table).__name__}, not a table.",
+        "a datasets.Dataset.",
+        f'Take one split: table["{names[0]}"].'
+        if isinstance(table, datasets.DatasetDict) and names
+        else 'Read it first: headstart.read_source(source).splits["train"].',
+    )
 
 
 def _check_agrees(task: SequenceClassification, named: Mapping[str, str | None]) -> None:

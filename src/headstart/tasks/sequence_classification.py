@@ -69,9 +69,9 @@ class SequenceClassification:
         """
         feature = table.features[label]
         names = getattr(feature, "names", None)
-        if names is not None:
+        if names is not None and len(names) > 1:
             return cls(tuple(names), text, pair, label)
-        found = {_plain(value) for value in table.unique(label) if value is not None}
+        found = {_plain(value) for value in names or table.unique(label) if value is not None}
         if len(found) < 2:
             raise LabelError(
                 f'The column "{label}" holds {len(found)} class ({", ".join(map(_label_name, found)) or "nothing"}).',

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from headstart.errors import CheckpointError, HeadstartWarning
+from headstart.errors import CheckpointError, HeadstartWarning, format_rows
 from headstart.runlog import CHECKPOINTS_DIR
 from headstart.training.model_state import load_weights
 from headstart.training.optimizer_state import optimizer_from_tensors, optimizer_to_tensors, parameter_names
@@ -122,7 +122,7 @@ def save_checkpoint(
         state: dicts with text keys, lists, text, numbers, true, false and None, nested at will;
             tuples come back as lists, NaN and infinities as they are. `scheduler.state_dict()` is
             such a dict.
-        keep: how many of the newest whole checkpoints stay; None keeps all.
+        keep: how many of the newest whole checkpoints stay, at least 1, and this one; None keeps all.
 
     Returns:
         The checkpoint's folder, `run_dir/checkpoints/step-000500`.
@@ -130,6 +130,11 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written (no room, no permission), and is not there.
         TypeError: `state` holds something that JSON cannot; or an optimizer comes without its model.
+        ValueError: `keep` is below 1.
+
+    Warns:
+        HeadstartWarning: the folder has checkpoints of later steps, which `last_checkpoint` gives instead of this one;
+            or an old one could not be removed.
 
     Example:
         >>> import tempfile
@@ -142,6 +147,8 @@ def save_checkpoint(
         ('step-000500', 500, {'epoch': 1})
         >>> last.restore(model, optimizer)
     """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is {keep}; it is at least 1, or None for all")
     if isinstance(optimizer, torch.optim.Optimizer):
         if not isinstance(model, torch.nn.Module):
             raise TypeError("save_checkpoint needs the model itself to name the parameters of an optimizer")
@@ -175,7 +182,14 @@ def save_checkpoint(
         is_whole=_is_whole,
     )
     if keep is not None:
-        _warn(prune_checkpoints(Path(run_dir), keep))
+        messages = prune_checkpoints(Path(run_dir), keep, step)
+        later = [_parse_name(path)[0] for path in _newest_first(final.parent) if _parse_name(path)[0] > step]
+        if later:
+            messages.append(
+                f"{final.parent} has checkpoints of later steps ({format_rows(later)}); last_checkpoint() gives the "
+                "latest. Go on from it, or save to another folder."
+            )
+        _warn(messages)
     return final
 
 
