@@ -190,11 +190,12 @@ def finetune(
     """
     splits = {name: table for name, table in (("validation", validation), ("test", test)) if table is not None}
     in_memory = {name: table for name, table in splits.items() if not isinstance(table, str | os.PathLike)}
+    in_files = {name: os.fspath(table) for name, table in splits.items() if name not in in_memory}
     if in_memory:
         source = {"train": source, **in_memory}
     values = {
-        "data.validation": splits.get("validation") if "validation" not in in_memory else None,
-        "data.test": splits.get("test") if "test" not in in_memory else None,
+        "data.validation": in_files.get("validation"),
+        "data.test": in_files.get("test"),
         "data.columns.text": text,
         "data.columns.pair": pair,
         "data.columns.label": label,

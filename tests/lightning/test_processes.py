@@ -49,6 +49,12 @@ def main():
     )
     module = TaskModule(learning_rate=1e-3, fast=fast == "fast")
     trainer.fit(module, data)
+    if strategy in ("ddp_spawn", "ddp_fork"):  # the weights have come from a process that is gone
+        total = sum(parameter.double().sum().item() for parameter in module.model.parameters())
+        run = module.save_run(f"runs/{name}", data)
+        answers = len(run.predict(["a good film"]))
+        with open(f"{name}.parent", "w") as file:
+            json.dump({"total": total, "steps": module.updates_made, "answers": answers}, file)
     if strategy in ("auto", "ddp"):
         found = torch.cat(trainer.predict(module, data)).tolist()
         with open(f"{name}.predicted.{trainer.global_rank}", "w") as file:
@@ -95,6 +101,11 @@ def test_two_processes_make_the_updates_of_one(
         assert two["scores"] == pytest.approx(one["scores"], **exactly)
         if precision == "32-true":
             assert two["total"] == pytest.approx(one["total"], abs=1e-5)
+        if strategy in ("ddp_spawn", "ddp_fork"):
+            parent = json.loads((tmp_path / "two.parent").read_text())
+            assert parent["total"] == two["total"]
+            assert parent["steps"] == len(two["losses"])
+            assert parent["answers"] == 1
         if strategy == "ddp":
             assert headstart.load(tmp_path / "runs" / "two").predict(["a good film"])
             one_predicted, two_predicted = (

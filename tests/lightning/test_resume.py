@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from headstart.errors import CheckpointError
@@ -112,6 +113,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from headstart.lightning import TaskDataModule, TaskModule
 
@@ -152,3 +154,36 @@ def test_a_killed_process_goes_on_to_the_same_numbers(tiny_model_dir: Path, tmp_
     assert len(whole) == 18
     assert run("killed", 5) == (-signal.SIGKILL, whole[:5])
     assert run("killed", -1) == (0, whole[4:])  # the last checkpoint was saved after step 4
+
+
+def test_a_refused_checkpoint_is_forgotten(
+    make_rows: Make, make_trainer: Make, tiny_model_dir: Path, scratch: Path
+) -> None:
+    def make(max_length: int) -> TaskDataModule:
+        return TaskDataModule(
+            make_rows(53), model=str(tiny_model_dir), batch_size=8, max_length=max_length, validation=make_rows(9, 100)
+        )
+
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(TaskModule(learning_rate=1e-3, fast=False), make(20))
+    trainer.save_checkpoint("mine.ckpt")
+    shorter = make(6)
+    with pytest.raises(CheckpointError, match="lengths in tokens"):
+        make_trainer(max_epochs=1).fit(TaskModule(learning_rate=1e-3, fast=False), shorter, ckpt_path="mine.ckpt")
+    make_trainer(max_steps=1).fit(TaskModule(learning_rate=1e-3, fast=False), shorter)
+
+
+def test_batches_that_lightning_leaves_out_are_said(fit: Make, scratch: Path) -> None:
+    fit(max_epochs=-1, max_steps=3, **saver(every_n_train_steps=3, save_on_train_epoch_end=False))
+    [path] = (scratch / "saved").iterdir()
+    whole, _ = fit(max_epochs=2, ckpt_path=path)
+    assert sorted(whole) == list(range(4, 15))  # saved inside of the epoch: nothing is left out
+    trainer_ended = scratch / "ended.ckpt"
+
+    class SaveAtTheEnd(Callback):
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(trainer_ended)
+
+    fit(max_epochs=-1, max_steps=3, callbacks=[SaveAtTheEnd()])
+    with pytest.warns(UserWarning, match="epoch 0 was left after 3 batches.*4 batches of it are not trained on"):
+        fit(max_epochs=2, ckpt_path=trainer_ended)

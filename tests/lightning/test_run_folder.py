@@ -128,7 +128,8 @@ def test_a_run_needs_rows_and_a_training(fitted: tuple[TaskModule, TaskDataModul
     with pytest.raises(RecipeError, match="no rows to score"):
         TaskModule.load_from_checkpoint("mine.ckpt").save_run("runs/a")
     untrained = TaskModule()
-    make_trainer().test(untrained, data, verbose=False)
+    with pytest.warns(UserWarning, match="new head that was never trained"):
+        make_trainer().test(untrained, data, verbose=False)
     with pytest.raises(CheckpointError, match="not trained"):
         untrained.save_run("runs/a", data)
     with pytest.raises(CheckpointError, match="no run"):

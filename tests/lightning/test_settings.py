@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def test_all_differences_stand_in_one_message(make_rows: Make, make_trainer: Mak
         make_trainer(max_epochs=1).fit(module, data)
     for words in ("max_epochs=4", "accumulate_grad_batches=3", "EarlyStopping"):
         assert words in str(caught.value)
-    make_trainer().validate(module, data, verbose=False)  # how long to train is nothing to it
+    with pytest.warns(UserWarning, match="never trained"):
+        make_trainer().validate(module, data, verbose=False)  # how long to train is nothing to it
 
 
 def test_defaults_of_a_recipe_say_nothing_to_a_trainer(make_trainer: Make) -> None:
@@ -226,3 +228,29 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'headstart[lightning]'" in done.stdout, done.stderr
+
+
+def test_clipping_by_value_is_refused(make_rows: Make, make_trainer: Make, tiny_model_dir: Path) -> None:
+    data = TaskDataModule(make_rows(20), model=str(tiny_model_dir))
+    trainer = make_trainer(max_epochs=1, gradient_clip_val=0.5, gradient_clip_algorithm="value")
+    with pytest.raises(RecipeError, match="clips each number"):
+        trainer.fit(TaskModule(), data)
+
+
+def test_intervals_of_time_and_shares(make_trainer: Make) -> None:
+    def faults(given: dict[str, Any], **settings: Any) -> str:
+        try:
+            check_trainer(given, make_trainer(max_epochs=1, **settings))
+        except RecipeError as error:
+            return str(error)
+        return ""
+
+    every_ten = {"val_check_interval": timedelta(minutes=10), "check_val_every_n_epoch": None}
+    assert faults({"train.evaluate_every": "10 minutes"}, **every_ten) == ""
+    assert "timedelta(minutes=5)" in faults({"train.evaluate_every": "5 minutes"}, **every_ten)
+    assert "check_val_every_n_epoch=2" in faults({"train.evaluate_every": "2 epochs"}, **every_ten)
+    assert "no share of a training" in faults({"train.evaluate_every": "5%"})
+    saves = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(train_time_interval=timedelta(minutes=30))]}
+    assert faults({"train.save_every": "30 minutes"}, **saves) == ""
+    assert "train_time_interval=timedelta(minutes=5)" in faults({"train.save_every": "5 minutes"}, **saves)
+    assert "no share of a training" in faults({"train.save_every": "5%"}, **saves)

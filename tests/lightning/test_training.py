@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from headstart.errors import NonFiniteError
+from headstart.errors import NonFiniteError, RecipeError
 from headstart.lightning import TaskDataModule, TaskModule
 from headstart.metrics import compute_scores
 from headstart.training.optim import learning_rate_factor
@@ -54,7 +55,8 @@ def test_scores_are_of_all_rows_together(make_data: Make, make_trainer: Make) ->
 
 def test_predictions_stand_in_the_order_of_the_rows(make_data: Make, make_trainer: Make) -> None:
     data, module, trainer = make_data(settings=["evaluate.batch_size=4"]), plain(), make_trainer()
-    batches = trainer.predict(module, data)
+    with pytest.warns(UserWarning, match="new head that was never trained"):
+        batches = trainer.predict(module, data)
     assert [len(batch) for batch in batches] == [4, 4, 4, 1]
     rows = data.rows("test")
     module.eval()
@@ -321,3 +323,54 @@ def test_rows_sorted_by_label_are_shuffled_and_that_is_said(
     assert any("stratified" in message for message in said)
     labels = [batch.tensors["labels"].float().mean().item() for batch in data.train_dataloader()]
     assert all(0 < mean < 1 for mean in labels)
+
+
+def test_batches_that_were_planned_for_another_trainer_are_refused(make_data: Make, make_trainer: Make) -> None:
+    data = make_data()
+    data.setup("fit")
+    module = plain(task=data.task, model=data.checkpoint)
+    with pytest.raises(RecipeError, match=r"planned for other numbers[^$]*trainer.fit\(module, data\)"):
+        make_trainer(max_epochs=1, accumulate_grad_batches=4).fit(
+            module, data.train_dataloader(), data.val_dataloader()
+        )
+    with pytest.raises(RecipeError, match="planned for other numbers"):
+        make_trainer(max_epochs=1, limit_train_batches=3).fit(module, data.train_dataloader(), data.val_dataloader())
+
+
+def test_a_fit_that_ends_with_an_error_leaves_an_ordinary_model_and_can_be_saved(
+    make_data: Make, make_trainer: Make
+) -> None:
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            if trainer.global_step == 3:
+                raise OSError("disk")
+
+    data, module = make_data(), TaskModule(learning_rate=1e-3)
+    with pytest.raises(OSError, match="disk"):
+        make_trainer(max_epochs=2, callbacks=[Fails()]).fit(module, data)
+    assert module._optimization is None
+    run = module.save_run("runs/failed", data)
+    assert "which made 3 of 10 updates" in (run.run_dir / "log.jsonl").read_text()
+
+
+def test_what_nobody_reads_beside_an_own_module_is_refused(make_data: Make, make_trainer: Make) -> None:
+    class Own(LightningModule):
+        def training_step(self, batch: Any, batch_index: int) -> None:
+            return None
+
+        def validation_step(self, batch: Any, batch_index: int) -> None:
+            return None
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    with pytest.raises(RecipeError, match=r"given model\.dropout, optim\.name"):
+        make_trainer(max_epochs=1).fit(Own(), make_data(settings=["optim.name=sgd", "model.dropout=0.2"]))
+    with pytest.raises(RecipeError, match=r"accumulate_grad_batches=4"):
+        make_trainer(max_epochs=1).fit(Own(), make_data(settings=["train.accumulation=4"]))
+
+
+def test_a_validation_file_may_be_a_path(make_rows: Make, tmp_path: Path) -> None:
+    file = tmp_path / "more.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in make_rows(6, 100)), encoding="utf-8")
+    assert len(TaskDataModule(make_rows(10), validation=file).data.splits["validation"].rows) == 6

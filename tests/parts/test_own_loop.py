@@ -147,7 +147,7 @@ def test_a_planned_loader_knows_its_place_while_workers_read_ahead() -> None:
     loader = PlannedLoader(DataLoader(range(7), batch_sampler=batches, num_workers=1, prefetch_factor=4))  # type: ignore[arg-type]
     steps = [(loader.step, loader.state_dict()["step"]) for _ in loader]
     assert steps == [(step, step) for step in (0, 1, 1, 2, 2, 3, 4)]
-    loader.load_state_dict({"epoch": 0, "first_step": 0, "step": 2})
+    loader.load_state_dict({**loader.state_dict(), "epoch": 0, "first_step": 0, "step": 2})
     assert [batch.tensors.tolist() for batch in loader] == [[4], [5], [6]]
     assert len(loader) == 7
 
@@ -187,6 +187,11 @@ def test_a_place_is_taken_back_without_planning_the_epochs_before_it() -> None:
     assert list(again.planned.plan._num_steps) == [40]
     assert again.step == first.step
     assert [batch.tensors.tolist() for batch in again] == [batch.tensors.tolist() for batch in first]
+    for other in ({"seed": 4}, {"tokens_per_batch": 20}, {"accumulation": 2}, {"order": "random"}, {"window": 3}):
+        batches = headstart.PlannedBatches(lengths, **{"tokens_per_batch": 18, "seed": 3, **other})  # type: ignore[arg-type]
+        changed = PlannedLoader(DataLoader(range(7), batch_sampler=batches))  # type: ignore[arg-type]
+        with pytest.raises(headstart.CheckpointError, match="training with other batches"):
+            changed.load_state_dict(first.state_dict())
 
 
 def test_a_loader_of_another_kind_is_told_what_to_write() -> None:

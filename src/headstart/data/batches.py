@@ -12,6 +12,7 @@ follow from the arguments alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -241,6 +242,13 @@ class BatchPlan:
         self._kept: tuple[int, list[list[Rows]]] | None = None
         self._num_steps: dict[int, int] = {}  # of each epoch, as far as counted
         self._first_steps = [(0, 0)]  # (epoch, steps before it), as far as known, in order
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short text that is equal where all batches of all epochs are: 16 hexadecimal digits."""
+        settings = [self.batch_size, self.tokens_per_batch, self.order, self.accumulation, self.seed, self.window]
+        lengths = np.ascontiguousarray(self.lengths, dtype=np.int64)
+        return hashlib.sha256(repr(settings).encode() + lengths.tobytes()).hexdigest()[:16]
 
     def with_accumulation(self, accumulation: int) -> BatchPlan:
         """Give the plan of the same batches with another number of them in an update."""

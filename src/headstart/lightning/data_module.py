@@ -9,6 +9,7 @@ Layer 6; imports Lightning.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from headstart.data.planned_batches import PlannedBatches
 from headstart.errors import DataError, RecipeError
 from headstart.lightning.given import GivenRecipe, collect
 from headstart.lightning.loaders import EvaluationLoader, TrainLoader
+from headstart.lightning.trainer_settings import check_own_module
 from headstart.models import load
 from headstart.parts.planned_loader import MicroBatch
 from headstart.parts.rows import EncodedRows
@@ -92,9 +94,10 @@ class TaskDataModule(LightningDataModule):
         super().__init__()
         splits = {name: table for name, table in (("validation", validation), ("test", test)) if table is not None}
         in_memory = {name: table for name, table in splits.items() if not isinstance(table, str | os.PathLike)}
+        in_files = {name: os.fspath(table) for name, table in splits.items() if name not in in_memory}
         values = {
-            "data.validation": splits.get("validation") if "validation" not in in_memory else None,
-            "data.test": splits.get("test") if "test" not in in_memory else None,
+            "data.validation": in_files.get("validation"),
+            "data.test": in_files.get("test"),
             "data.columns.text": text,
             "data.columns.pair": pair,
             "data.columns.label": label,
@@ -142,8 +145,15 @@ class TaskDataModule(LightningDataModule):
                 rank_zero_info(f"headstart: {sentence}")
 
     def setup(self, stage: str | None = None) -> None:
-        """Have the rows in this process, from the cache where `prepare_data` was called in another."""
+        """Have the rows in this process, from the cache where `prepare_data` was called in another.
+
+        Raises:
+            RecipeError: beside a module of one's own a setting was given that nobody reads; or as `TaskModule.setup`.
+        """
         _ = self.data
+        trainer = self.trainer
+        if stage == "fit" and trainer is not None and not hasattr(type(trainer.lightning_module), "known_task"):
+            check_own_module(self.given, trainer)
 
     @property
     def data(self) -> ReadData:
@@ -213,15 +223,16 @@ class TaskDataModule(LightningDataModule):
             identity={
                 "rows": len(rows),
                 "fingerprint of the rows": self.data.fingerprints["train"],
+                "fingerprint of their lengths in tokens": zlib.crc32(np.ascontiguousarray(rows.lengths).tobytes()),
                 "train.batch_size": recipe.batch_size,
                 "train.order": order,
                 "train.seed": recipe.seed,
                 "accumulate_grad_batches": accumulation,
             },
         )
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
-            self._place = None
+        place, self._place = self._place, None
+        if place is not None:
+            self._train_loader.load_state_dict(place)
         return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
@@ -238,8 +249,13 @@ class TaskDataModule(LightningDataModule):
         return self._labelled("test")
 
     def predict_dataloader(self) -> EvaluationLoader:
-        """Give the test rows in their order, labelled or not; where there are none, those of validation."""
+        """Give the test rows in their order, labelled or not; where there are none, those of validation.
+
+        Rows that were skipped, which `prepare_data` says, are left out: `data.splits["test"].rows` has the numbers of
+        those that are left.
+        """
         rows = self.rows("test" if "test" in self.data.splits else "validation")
+        rows.targets = None  # no loss is asked for
         return self._evaluation_loader(rows, np.arange(len(rows)), in_order=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from headstart.data.planned_batches import DealtBatch, PlannedBatches
@@ -76,8 +77,17 @@ class TrainLoader:
         self._epoch, self._batch = self._epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be this zero-based epoch; one that has begun goes on where it stands."""
+        """Let the next iteration be this zero-based epoch; one that has begun goes on where it stands.
+
+        Lightning counts an epoch that `max_steps` ended as done: what is left of it is said.
+        """
         if epoch != self._epoch:
+            num_left = len(self._places(self._epoch, self._batch)) if self._batch else 0
+            if num_left and epoch > self._epoch:
+                rank_zero_warn(
+                    f"headstart: epoch {self._epoch} was left after {self._batch} batches, and Lightning goes on with "
+                    f"epoch {epoch}: {num_left} batches of it are not trained on"
+                )
             self._epoch, self._batch = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:

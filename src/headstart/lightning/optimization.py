@@ -32,11 +32,13 @@ class Optimization:
         fast: optimizer, and what was done to the model.
         parts: of the fast path, in words.
         learning_rate: the highest of the schedule.
+        total_steps: updates of the schedule; None where the Trainer goes on without an end.
     """
 
     fast: FastPath
     parts: dict[str, str]
     learning_rate: float
+    total_steps: int | None = None
 
     def build_schedule(self, recipe: Recipe, trainer: Trainer) -> torch.optim.lr_scheduler.LambdaLR:
         """Build the recipe's schedule over the updates that the Trainer will make.
@@ -54,6 +56,8 @@ class Optimization:
                     'Write Trainer(max_epochs=3), or TaskModule(schedule="constant").',
                 )
             total = 1
+        else:
+            self.total_steps = int(total)
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 1
         batches = trainer.num_training_batches
         accumulation = trainer.accumulate_grad_batches

@@ -113,7 +113,7 @@ def write_run(module: TaskModule, run_dir: str | Path | None, data: TaskDataModu
             "the data module that it was trained with.",
             "Write module.save_run(run_dir, data).",
         )
-    if not module.updates_made:
+    if not module.updates_made or not module.trained:
         raise CheckpointError(
             "save_run: the model was not trained.", "at least one update.", "Write trainer.fit(module, data) first."
         )
@@ -121,13 +121,21 @@ def write_run(module: TaskModule, run_dir: str | Path | None, data: TaskDataModu
     try:
         writer = RunWriter(plan, plan.loaded.model, plan.fast.optimizer)
         writer.open()
-        writer.log(StopRecord(module.updates_made, "done", "trained by a Trainer of Lightning", 0.0))
-        writer.close()
+        try:
+            writer.log(StopRecord(module.updates_made, "done", _who_trained(module), 0.0))
+        finally:
+            writer.close()
         write_results(plan)
     finally:
         plan.fast.undo()
         module.known_model.train()
     return Run(plan.run_dir)
+
+
+def _who_trained(module: TaskModule) -> str:
+    total = module.trained["train.max_steps"]
+    stopped = f", which made {module.updates_made} of {total} updates" if module.updates_made < total else ""
+    return f"trained by a Trainer of Lightning{stopped}"
 
 
 def _plan(module: TaskModule, run_dir: str | Path | None, data: TaskDataModule) -> Plan:
@@ -137,7 +145,6 @@ def _plan(module: TaskModule, run_dir: str | Path | None, data: TaskDataModule) 
     values: dict[str, Any] = {
         **_NOT_OF_A_TRAINER,
         **module.trained,
-        "train.max_steps": module.updates_made,
         "train.fast": False,  # nothing is trained any more
     }
     if run_dir is not None:

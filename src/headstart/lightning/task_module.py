@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from headstart.errors import LabelError, RecipeError
 from headstart.lightning.data_module import TaskDataModule
 from headstart.lightning.given import Given, GivenRecipe, as_sections, collect, merge, of_the_model
+from headstart.lightning.loaders import TrainLoader
 from headstart.lightning.optimization import Optimization, clip_gradients, prepare_optimization
 from headstart.lightning.scored_rows import ScoredRows
 from headstart.lightning.trainer_settings import check_trainer, precision_of
@@ -35,8 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskModule"]
 
-# Key of a checkpoint of Lightning.
-_TRAINED = "headstart"
+_EXTRA_STATE = "_extra_state"  # where torch puts what get_extra_state gives
 
 
 class TaskModule(LightningModule):
@@ -232,11 +234,51 @@ class TaskModule(LightningModule):
         Raises:
             NonFiniteError: the gradients are not finite; the update is not made.
         """
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
         max_norm = self.recipe.optim.max_grad_norm if gradient_clip_val is None else gradient_clip_val or None
         clip_gradients(self.known_model, optimizer, max_norm, step=self.trainer.global_step)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Leave the model as an ordinary one after an error, too; Lightning does not call `teardown` then."""
+        return [_AfterError()]
+
+    def on_train_start(self) -> None:
+        """Make sure that a loader of a `TaskDataModule` was made for this Trainer.
+
+        Raises:
+            RecipeError: it was taken out of its data module, and counts other batches than the Trainer.
+        """
+        loader, trainer = self.trainer.train_dataloader, self.trainer
+        if not isinstance(loader, TrainLoader):
+            return
+        planned = loader.planned
+        made_for = planned.accumulation, planned.num_processes, loader.limit
+        needed = trainer.accumulate_grad_batches, trainer.world_size, trainer.limit_train_batches
+        if made_for != needed:
+            raise RecipeError(
+                "The training batches were planned for other numbers than the Trainer's (of accumulate_grad_batches, "
+                f"processes, limit_train_batches): {made_for}, not {needed}.",
+                "batches planned for this Trainer.",
+                "Write trainer.fit(module, data), with the data module itself.",
+            )
+
+    def _warn_untrained(self) -> None:
+        if self.new_parameters and not self.updates_made and self.trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_warn(
+                "headstart: what this model predicts is chance: it has a new head that was never trained "
+                f"({', '.join(self.new_parameters)})"
+            )
+
+    def on_validation_start(self) -> None:
+        """Say where nothing was learned yet."""
+        self._warn_untrained()
+
+    def on_test_start(self) -> None:
+        """Say where nothing was learned yet."""
+        self._warn_untrained()
+
+    def on_predict_start(self) -> None:
+        """Say where nothing was learned yet."""
+        self._warn_untrained()
 
     def on_fit_start(self) -> None:
         """Let freed memory stay for the next batch."""
@@ -258,22 +300,36 @@ class TaskModule(LightningModule):
             self._while_fitting.close()
             self._while_fitting = None
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the Trainer decided, for `save_run`."""
+    def get_extra_state(self) -> dict[str, Any]:
+        """Give what goes with the weights wherever they go: task, settings, and what the Trainer decided."""
         if self._optimization is not None:
             self._remember_training()
-        checkpoint[_TRAINED] = {"updates_made": self.updates_made, "settings": self.trained}
+        return {
+            "task": self.task.to_dict() if self.task is not None else None,
+            "recipe": as_sections(of_the_model(self._everything_given())),
+            "updates_made": self.updates_made,
+            "settings": self.trained,
+        }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what `on_save_checkpoint` kept."""
-        kept = checkpoint.get(_TRAINED, {"updates_made": 0, "settings": {}})
-        self.updates_made, self.trained = int(kept["updates_made"]), dict(kept["settings"])
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `get_extra_state` gave."""
+        self.updates_made, self.trained = int(state["updates_made"]), dict(state["settings"])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; where there is no model yet, as after a training in other processes, it is made first."""
+        extra = state_dict.get(_EXTRA_STATE)
+        if self.model is None and extra is not None and any(key.startswith("model.") for key in state_dict):
+            self.recipe = build_recipe(values=collect(extra["recipe"], (), {}))
+            self.task = task_from_dict(extra["task"])
+            self.configure_model()
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _remember_training(self) -> None:
         trainer, data = self.trainer, _data_module_of(self.trainer)
         assert self._optimization is not None
         self.updates_made = trainer.global_step
         self.trained = {
+            "train.max_steps": self._optimization.total_steps or self.updates_made,
             "train.accumulation": trainer.accumulate_grad_batches,
             "train.precision": precision_of(trainer),
             "optim.learning_rate": self._optimization.learning_rate,
@@ -406,6 +462,11 @@ class TaskModule(LightningModule):
         module.model = found.model.train()
         module.updates_made = found.updates_made
         return module
+
+
+class _AfterError(Callback):
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        pl_module.teardown("fit")
 
 
 def _data_module_of(trainer: Trainer | None) -> TaskDataModule | None:

@@ -19,8 +19,9 @@ from headstart.lightning.given import Given
 from headstart.models.hardware import has_fast_bfloat16
 from headstart.recipe import Recipe, parse_duration
 
-__all__ = ["check_trainer", "fast_precision", "precision_of"]
+__all__ = ["check_own_module", "check_trainer", "fast_precision", "precision_of"]
 
+_OF_THE_TASK_MODULE = ("optim.", "model.dropout", "model.freeze", "train.fast", "train.threads", "evaluate.scores")
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 
@@ -77,6 +78,12 @@ def check_trainer(given: Given, trainer: Trainer) -> None:
             "one number of batches an update.",
             "Write Trainer(accumulate_grad_batches=4).",
         )
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm == "value":
+        raise RecipeError(
+            "The Trainer clips each number of the gradients by itself (gradient_clip_algorithm), which no recipe says.",
+            "clipping by the norm of all gradients.",
+            'Leave gradient_clip_algorithm="value" out.',
+        )
     is_quick = getattr(trainer, "fast_dev_run", False)
     defaults = Recipe()
     faults = []
@@ -100,6 +107,22 @@ def check_trainer(given: Given, trainer: Trainer) -> None:
             "the same in both, or nothing in the recipe.",
             "Give the Trainer the arguments above, or take the settings out of the recipe.",
         )
+
+
+def check_own_module(given: Given, trainer: Trainer) -> None:
+    """Make sure that beside a module of one's own a data module was given what is its own, or what the Trainer does.
+
+    Raises:
+        RecipeError: a setting has no effect; the message names all such.
+    """
+    idle = [key for key in given if key.startswith(_OF_THE_TASK_MODULE)]
+    if idle:
+        raise RecipeError(
+            f"TaskDataModule was given {', '.join(sorted(idle))}; the module is no TaskModule, and nobody reads it.",
+            "settings of the rows and their batches.",
+            "Leave it out, and do it in the module.",
+        )
+    check_trainer(given, trainer)
 
 
 def _callbacks(trainer: Any) -> list[Callback]:
@@ -126,11 +149,17 @@ def _same_device(value: str, trainer: Trainer) -> bool:
     return wanted.type == root.type and wanted.index in (None, root.index)
 
 
+_NO_SHARES = "the Trainer knows no share of a training; leave it out, or say it in epochs or steps"
+
+
 def _evaluates_every(value: int | str | None, trainer: Trainer) -> bool:
     if value is None:
         return trainer.limit_val_batches == 0
     every = parse_duration(value)
-    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if every.unit == "minutes":
+        return _seconds(getattr(trainer, "_val_check_time_interval", None)) == every.number * 60
+    # With an interval of time there is none of batches.
+    interval, epochs = getattr(trainer, "val_check_interval", None), trainer.check_val_every_n_epoch
     if every.unit == "epochs":
         return interval == 1.0 and epochs == every.number if every.number >= 1 else interval == every.number
     return every.unit == "steps" and epochs is None and interval == every.number * trainer.accumulate_grad_batches
@@ -146,6 +175,8 @@ def _evaluates_argument(value: int | str | None) -> str:
         return f"Trainer(val_check_interval={every.number:g})"
     if every.unit == "minutes":
         return f"Trainer(val_check_interval=timedelta(minutes={every.number:g}), check_val_every_n_epoch=None)"
+    if every.unit == "%":
+        return _NO_SHARES
     return "Trainer(val_check_interval=BATCHES, check_val_every_n_epoch=None)"
 
 
@@ -157,6 +188,9 @@ def _saves_every(value: int | str | None, trainer: Trainer) -> bool:
     if value is None:
         return not _checkpoints(trainer)
     every = parse_duration(value)
+    if every.unit == "minutes":
+        intervals = [getattr(callback, "_train_time_interval", None) for callback in _checkpoints(trainer)]
+        return every.number * 60 in map(_seconds, intervals)
     name = {"epochs": "_every_n_epochs", "steps": "_every_n_train_steps"}.get(every.unit, "")
     return any(getattr(callback, name, None) == every.number for callback in _checkpoints(trainer))
 
@@ -165,8 +199,17 @@ def _saves_argument(value: int | str | None) -> str:
     if value is None:
         return "Trainer(enable_checkpointing=False)"
     every = parse_duration(value)
+    if every.unit == "minutes":
+        interval = f"timedelta(minutes={every.number:g})"
+        return f"Trainer(callbacks=[ModelCheckpoint(train_time_interval={interval})])"
+    if every.unit == "%":
+        return _NO_SHARES
     name = "every_n_epochs" if every.unit == "epochs" else "every_n_train_steps"
     return f"Trainer(callbacks=[ModelCheckpoint({name}={every.number:g})])"
+
+
+def _seconds(interval: Any) -> float | None:
+    return interval.total_seconds() if isinstance(interval, timedelta) else interval
 
 
 def _stops_after(value: str, trainer: Trainer) -> bool:

@@ -111,12 +111,16 @@ class PreparedLoader:
         """Let the next iteration be this zero-based epoch; see `PlannedBatches.set_epoch`."""
         self._places.set_epoch(epoch)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         """Give the place; `accelerator.save_state` keeps it."""
         return self._places.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Seek a place; `accelerator.load_state` does."""
+        """Seek a place; `accelerator.load_state` does.
+
+        Raises:
+            CheckpointError: it is one among other batches.
+        """
         self._places.load_state_dict(state)
 
     @property

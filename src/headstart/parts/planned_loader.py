@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from headstart.data.planned_batches import DealtBatch, PlannedBatches
-from headstart.errors import RecipeError
+from headstart.errors import CheckpointError, RecipeError
 from headstart.models.dropout import RandomKey, keyed_randomness
 
 __all__ = ["MicroBatch", "PlannedLoader", "Update", "iterate_updates"]
@@ -118,13 +118,25 @@ class PlannedLoader:
         """Let the next iteration be this zero-based epoch; see `PlannedBatches.set_epoch`."""
         self.planned.set_epoch(epoch)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         """Give the place after the batch last given, for a checkpoint."""
-        epoch, index = self.planned.plan.locate(self.step)
-        return {"epoch": epoch, "first_step": self.step - index, "step": self.step}
+        plan = self.planned.plan
+        epoch, index = plan.locate(self.step)
+        return {"epoch": epoch, "first_step": self.step - index, "step": self.step, "plan": plan.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Seek the place that `state_dict` gave."""
+        """Seek the place that `state_dict` gave.
+
+        Raises:
+            CheckpointError: it is one among other batches.
+        """
+        if state["plan"] != self.planned.plan.fingerprint:
+            raise CheckpointError(
+                "The place was saved in a training with other batches: of other rows, or with another size, order, seed, "
+                "accumulation or, where each process counts for itself, number of processes.",
+                "the same rows in the same batches.",
+                "Give PlannedBatches what it was given then; or load the weights alone, and begin anew.",
+            )
         # With a budget of tokens the steps before an epoch are known by planning each of them, or from here.
         self.planned.plan.remember(int(state["epoch"]), int(state["first_step"]))
         self.seek(int(state["step"]))
