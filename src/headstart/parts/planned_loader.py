@@ -132,8 +132,8 @@ class PlannedLoader:
         """
         if state["plan"] != self.planned.plan.fingerprint:
             raise CheckpointError(
-                "The place was saved in a training with other batches: of other rows, or with another size, order, seed, "
-                "accumulation or, where each process counts for itself, number of processes.",
+                "The place was saved in a training with other batches: of other rows, or with another size, order, "
+                "seed, accumulation or, where each process counts for itself, number of processes.",
                 "the same rows in the same batches.",
                 "Give PlannedBatches what it was given then; or load the weights alone, and begin anew.",
             )
