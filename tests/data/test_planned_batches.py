@@ -160,6 +160,13 @@ def test_errors() -> None:
         PlannedBatches(np.ones(0), batch_size=2)
     with pytest.raises(RecipeError, match="Neither"):
         PlannedBatches(np.ones(3))
+    with pytest.raises(RecipeError, match=r"train\.seed: -1"):
+        PlannedBatches(np.ones(3), batch_size=2, seed=-1)
+    for rows in ([{"input_ids": [1]}], ["a"], {"input_ids": [1]}):
+        with pytest.raises(DataError, match="number of tokens of each row"):
+            PlannedBatches(rows, batch_size=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rank is 2 of 2"):
+        PlannedBatches(np.ones(3), batch_size=2).deal(2, 2)
     for wrong in ({"accumulation": 2, "batch_size": 2}, {"tokens_per_batch": 4}):
         with pytest.raises(RecipeError, match="accumulation or a budget of tokens"):
             PlannedBatches(np.ones(3), **wrong).deal(0, 2, evens_out=True)  # type: ignore[arg-type]

@@ -165,6 +165,8 @@ def test_what_is_no_table_or_cannot_be_padded_is_said(table: datasets.Dataset, t
         headstart.encode_rows("reviews.csv", tokenizer)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r'given a DatasetDict[^$]*table\["train"\]'):
         headstart.encode_rows(datasets.DatasetDict({"train": table}), tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="max_length is '64'"):
+        headstart.encode_rows(table, tokenizer, text="sentence1", max_length="64")  # type: ignore[arg-type]
     tokenizer.pad_token = None
     with pytest.raises(RecipeError, match="no token to pad with"):
         headstart.encode_rows(table, tokenizer, text="sentence1")

@@ -598,5 +598,7 @@ def test_what_was_saved_last_is_kept_beside_later_steps_and_said(tmp_path: Path)
     with pytest.warns(HeadstartWarning, match=r"later steps \(5\)"):
         path = save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer, state={}, keep=1)
     assert path.exists()
+    with pytest.raises(ValueError, match="step is -1"):
+        save_checkpoint(tmp_path, -1, model=model, optimizer=optimizer, state={})
     with pytest.raises(ValueError, match="keep is 0"):
         save_checkpoint(tmp_path, 6, model=model, optimizer=optimizer, state={}, keep=0)

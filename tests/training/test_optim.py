@@ -111,3 +111,9 @@ def test_the_default_learning_rate_follows_from_the_width(config: object, rate: 
 def test_the_default_learning_rate_is_lower_for_fewer_rows() -> None:
     rates = [default_learning_rate(nn.Linear(2, 2), rows) for rows in (1, 8, 16, 30.5, 32)]
     assert rates == [8.8e-6, 2.5e-5, 3.5e-5, 4.9e-5, 5e-5]
+
+
+def test_numbers_that_are_unknown_or_out_of_range_are_said_by_their_names() -> None:
+    for wrong, words in (({"lr": 0.1}, r"optim\.lr: no such key"), ({"name": "adam"}, 'Did you mean "adamw"')):
+        with pytest.raises(RecipeError, match=words):
+            build_optimizer(nn.Linear(2, 2), **wrong)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -202,8 +203,8 @@ class BatchPlan:
         window: batches that are sorted together with order "length".
 
     Raises:
-        DataError: there is no row.
-        RecipeError: as `plan_batches` and `group_updates`.
+        DataError: there is no row, or the lengths are no numbers.
+        RecipeError: the seed is negative; or as `plan_batches` and `group_updates`.
 
     Example:
         >>> plan = BatchPlan(np.array([3, 4, 5, 6, 7]), batch_size=2, accumulation=2, seed=0)
@@ -224,6 +225,7 @@ class BatchPlan:
         seed: int = 0,
         window: int = WINDOW_BATCHES,
     ) -> None:
+        _check_lengths(lengths)
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch
@@ -237,6 +239,8 @@ class BatchPlan:
                 "At least one row.",
                 "Look at the rows that were skipped.",
             )
+        if seed < 0:
+            raise RecipeError(f"train.seed: {seed}.", "A whole number of at least 0.", "Set train.seed to 0 or more.")
         _check_settings(self.lengths, batch_size, tokens_per_batch, order, window)
         _check_at_least_one("train.accumulation", accumulation)
         self._kept: tuple[int, list[list[Rows]]] | None = None
@@ -395,6 +399,17 @@ class BatchPlan:
         if self._first_steps[place : place + 1] != [following]:
             self._first_steps.insert(place, following)
         return following
+
+
+def _check_lengths(lengths: object) -> None:
+    """Refuse what is no list of numbers before numpy looks into it, which may take each row of a data set."""
+    is_list = isinstance(lengths, Sequence) and isinstance(next(iter(lengths), 0), numbers.Real)
+    if not is_list and not hasattr(lengths, "__array__"):  # arrays, tensors, series
+        raise DataError(
+            f"The lengths are of type {type(lengths).__name__}, not numbers.",
+            "the number of tokens of each row.",
+            "Write PlannedBatches(rows.lengths, ...), or [len(row) for row in ids].",
+        )
 
 
 def _check_settings(

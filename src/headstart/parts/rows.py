@@ -202,6 +202,10 @@ def encode_rows(
                 f'Leave these rows out: table.filter(lambda row: row["{task.label}"] {empty}).',
             )
         targets = None
+    if not isinstance(max_length, int):
+        raise RecipeError(
+            f"encode_rows: max_length is {max_length!r}.", "a whole number of tokens.", "Write max_length=128."
+        )
     tokens = task.encode(table, tokenizer, max_length=max_length)
     if tokens.num_truncated:
         warnings.warn(

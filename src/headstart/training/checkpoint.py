@@ -130,7 +130,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written (no room, no permission), and is not there.
         TypeError: `state` holds something that JSON cannot; or an optimizer comes without its model.
-        ValueError: `keep` is below 1.
+        ValueError: `keep` is below 1, or `step` below 0.
 
     Warns:
         HeadstartWarning: the folder has checkpoints of later steps, which `last_checkpoint` gives instead of this one;
@@ -147,6 +147,8 @@ def save_checkpoint(
         ('step-000500', 500, {'epoch': 1})
         >>> last.restore(model, optimizer)
     """
+    if step < 0:
+        raise ValueError(f"step is {step}; it counts the updates made and is at least 0")
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}; it is at least 1, or None for all")
     if isinstance(optimizer, torch.optim.Optimizer):

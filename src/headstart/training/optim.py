@@ -130,6 +130,7 @@ def build_optimizer(
         fused form where the parameters' device has one. `optimizer_parts` says which and why.
 
     Raises:
+        RecipeError: a number is unknown or out of range.
         TypeError: both a section and numbers are given, or a number of the schedule or of clipping.
 
     Example:
@@ -141,11 +142,11 @@ def build_optimizer(
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization (AdamW).
     """
     if optim is None:
-        from headstart.recipe import OptimSection
+        from headstart.recipe import build_recipe
 
         for name in sorted(numbers.keys() & _INSTEAD):
             raise TypeError(f"build_optimizer: {name} is no number of an optimizer; {_INSTEAD[name]}")
-        optim = OptimSection(**numbers)
+        optim = build_recipe(values={f"optim.{name}": value for name, value in numbers.items()}).optim
     elif numbers:
         raise TypeError(f"build_optimizer takes a section or numbers ({', '.join(numbers)}), not both")
     groups = parameter_groups(model, optim.weight_decay)
