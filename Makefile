@@ -70,6 +70,7 @@ bench-full: $(VENV)/.dev  ## the long form, with the results written to benchmar
 	$(BIN)/python benchmarks/limit.py --json $(ARGS)
 	$(BIN)/python benchmarks/breadth.py --json $(ARGS)
 	$(BIN)/python benchmarks/scaling.py --json $(ARGS)
+	$(BIN)/python benchmarks/six_doors.py --json $(ARGS)
 	$(BIN)/python benchmarks/draw.py
 
 clean:  ## remove the environment and the caches of the tools; runs stay

@@ -137,29 +137,30 @@ def interval(accuracy: float, num_rows: int) -> list[float]:
 
 def tabulate(result: Mapping[str, Any]) -> str:
     """Give a line a door, and how many pairs of scores lie in each other's intervals."""
-    seeds = result["settings"]["seeds"]
-    lines = [
+    seeds, num_rows = result["settings"]["seeds"], result["settings"]["rows scored"]
+    columns, lines = [], []
+    for row in result["rows"]:
+        values = row["accuracy"]["values"]
+        scores = [*values, sum(values) / len(values)]
+        columns.append([(score, *interval(score, num_rows)) for score in scores])
+        cells = [f"{score:.3f} [{low:.3f}, {high:.3f}]" for score, low, high in columns[-1]]
+        lines.append([row["name"], *cells, spread(row["seconds"], 0)])
+    inside = [
         [
-            row["name"],
-            *(
-                f"{value:.3f} [{low:.3f}, {high:.3f}]"
-                for value, (low, high) in zip(row["accuracy"]["values"], row["intervals"], strict=True)
-            ),
-            f"{sum(row['accuracy']['values']) / len(seeds):.3f}",
-            spread(row["seconds"], 0),
+            low <= other[place][0] <= high
+            for own in columns
+            for other in columns
+            if own is not other
+            for _, low, high in [own[place]]
         ]
-        for row in result["rows"]
+        for place in range(len(seeds) + 1)
     ]
+    singles, means = [is_in for seed in inside[:-1] for is_in in seed], inside[-1]
     table = draw_table(["", *(f"seed {seed}" for seed in seeds), "mean", "seconds"], lines)
-    found = [
-        low <= other["accuracy"]["values"][place] <= high
-        for place in range(len(seeds))
-        for row in result["rows"]
-        for other in result["rows"]
-        if other is not row
-        for low, high in [row["intervals"][place]]
-    ]
-    return f"{table}\n\n{sum(found)} of {len(found)} scores lie in the interval of another door with the same seed."
+    return (
+        f"{table}\n\nIn the interval of another door lie {sum(singles)} of {len(singles)} scores of the same seed, and "
+        f"{sum(means)} of {len(means)} means."
+    )
 
 
 def main() -> None:
@@ -180,14 +181,14 @@ def main() -> None:
         {
             "name": door,
             "accuracy": summarise(result["accuracy"] for result in results),
-            "intervals": [interval(result["accuracy"], num_rows) for result in results],
             "seconds": summarise(result["seconds"] for result in results),
         }
         for door, results in found.items()
     ]
     source = arguments.rows.resolve().name if arguments.rows is not None else "demo"
     settings = {
-        "rows": f"{source}, {len(tables['train']):,} to train on and {num_rows:,} to score",
+        "rows": f"{source}, {len(tables['train']):,}",
+        "rows scored": num_rows,
         "seeds": arguments.seeds,
     }
     tell(arguments, __file__, settings, {"rows": rows}, tabulate({"settings": settings, "rows": rows}))
