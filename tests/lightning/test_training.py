@@ -374,3 +374,10 @@ def test_a_validation_file_may_be_a_path(make_rows: Make, tmp_path: Path) -> Non
     file = tmp_path / "more.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in make_rows(6, 100)), encoding="utf-8")
     assert len(TaskDataModule(make_rows(10), validation=file).data.splits["validation"].rows) == 6
+
+
+def test_training_rows_of_a_recipe_go_with_validation_rows_in_memory(make_rows: Make, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in make_rows(10)), encoding="utf-8")
+    data = TaskDataModule(validation=make_rows(6, 100), settings=[f"data.train={file}"])
+    assert {name: len(split.rows) for name, split in data.data.splits.items()} == {"train": 10, "validation": 6}

@@ -1,6 +1,7 @@
 """Train and gather with `prepare_loader`, as a script that torchrun starts; process 0 prints what came of it.
 
-With the argument "sharded" each process holds a part of the model; with "dropout" the model has some.
+With the argument "sharded" each process holds a part of the model; with "dropout" the model has some; with the name of
+a launcher of Accelerate that starts the processes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import os
 import sys
 
+import accelerate
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -79,7 +81,16 @@ def train_and_gather(split: bool, accumulation: int, sharded: bool, dropout: boo
         print(json.dumps(found), flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
     for split in (True, False):
         for accumulation in (1, 2, 3):
             train_and_gather(split, accumulation, *(name in sys.argv for name in ("sharded", "dropout")))
+
+
+if __name__ == "__main__":
+    launchers = {"debug_launcher": accelerate.debug_launcher, "notebook_launcher": accelerate.notebook_launcher}
+    chosen = next((launcher for name, launcher in launchers.items() if name in sys.argv), None)
+    if chosen is None:
+        main()
+    else:
+        chosen(main, num_processes=2)

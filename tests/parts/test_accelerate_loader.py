@@ -212,7 +212,7 @@ def test_a_loop_of_a_tutorial_runs_with_a_shuffled_dataloader() -> None:
 def start(*starter: str, folder: Path, arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Run the script with several processes, and read what process 0 printed."""
     done = subprocess.run(
-        [sys.executable, "-m", *starter, str(SCRIPT), *arguments],
+        [sys.executable, *(["-m", *starter] if starter else []), str(SCRIPT), *arguments],
         cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(Path(headstart.__file__).parent.parent)},
     )  # fmt: skip
@@ -279,6 +279,15 @@ def test_processes_with_a_part_of_the_model_make_the_same_updates(tmp_path: Path
     assert len(results) == 6
     for result in results:
         assert result["is_sharded"]
+        assert_makes_the_planned_updates(result, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["debug_launcher", "notebook_launcher"])
+def test_launchers_of_accelerate_start_processes_that_know_of_each_other(launcher: str, tmp_path: Path) -> None:
+    results = start(folder=tmp_path, arguments=[launcher])
+    assert len(results) == 6
+    for result in results:
         assert_makes_the_planned_updates(result, 2)
 
 

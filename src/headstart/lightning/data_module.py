@@ -112,16 +112,15 @@ class TaskDataModule(LightningDataModule):
         """What was set, by the names of a recipe."""
         self.recipe: Recipe = build_recipe(values=self.given)
         """The same with every default."""
-        self.source: Any = {"train": source, **in_memory} if in_memory else source
-        self.num_workers = num_workers
-        if self.source is None:
-            self.source = self.recipe.data.train
-        if self.source is None:
+        source = source if source is not None else self.recipe.data.train
+        if source is None:
             raise RecipeError(
                 "TaskDataModule: no source of training rows is named.",
                 "a file, a folder, hub:NAME or a table.",
                 'Write TaskDataModule("reviews.csv"), or set data.train in the recipe.',
             )
+        self.source: Any = {"train": source, **in_memory} if in_memory else source
+        self.num_workers = num_workers
         self._data: ReadData | None = None
         self._tokenizer: PreTrainedTokenizerFast | None = None
         self._train_loader: TrainLoader | None = None
