@@ -48,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", help="default 42 0 1")
     parser.add_argument("--only", nargs="+", choices=DOORS, metavar="NAME", help="some of the doors")
     arguments = parser.parse_args()
-    fill_by_form(arguments, seeds=([42, 0, 1], [42], [42]), limit=(0, 320, 32), only=(list(DOORS),) * 3)
+    fill_by_form(
+        arguments, seeds=([42, 0, 1], [42], [42]), limit=(0, 320, 32), only=(list(DOORS), list(DOORS), list(DOORS)[::3])
+    )
     return arguments
 
 
