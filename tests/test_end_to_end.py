@@ -521,6 +521,21 @@ def test_a_mistake_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_finetune_takes_splits_from_paths_memory_and_recipe(
+    tiny_csv: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    short: dict[str, Any] = {"model": str(tiny_model_dir), "progress": False}
+    steps = ["train.max_steps=1", "train.epochs=null", "evaluate.baselines=false"]
+    rows = [{"text": f"a {label} film", "label": label} for label in ("good", "bad")]
+    run = headstart.finetune(tiny_csv, validation=tiny_csv, run=tmp_path / "paths", settings=steps, **short)
+    assert set(run.scores) == {"validation"}
+    named = [*steps, f"data.train={tiny_csv}"]
+    run = headstart.finetune(validation=rows, run=tmp_path / "both", settings=named, **short)
+    assert pq.read_table(run.run_dir / "predictions.parquet").num_rows == len(rows)
+    with pytest.raises(RecipeError, match="No training source"):
+        headstart.finetune(validation=rows, run=tmp_path / "none", settings=steps, **short)
+
+
 def test_finetune_gives_a_run(tiny_model_dir: Path, tmp_path: Path) -> None:
     rows = [{"text": f"a {word} film {index}", "label": word} for index in range(20) for word in ("lovely", "dull")]
     run = headstart.finetune(

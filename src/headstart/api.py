@@ -5,7 +5,6 @@ Layer 5; may import everything but the doors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from headstart.display.results import show_result
 from headstart.display.status import Status
 from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.preparation import Plan, prepare_plan
+from headstart.reading import name_splits
 from headstart.recipe import Recipe
 from headstart.records import Record, Report, StopRecord
 from headstart.results import write_results
@@ -188,14 +188,9 @@ def finetune(
         HeadstartError: of the kind that fits, with what was found, expected, and to do.
         KeyboardInterrupt: stopped by Ctrl-C.
     """
-    splits = {name: table for name, table in (("validation", validation), ("test", test)) if table is not None}
-    in_memory = {name: table for name, table in splits.items() if not isinstance(table, str | os.PathLike)}
-    in_files = {name: os.fspath(table) for name, table in splits.items() if name not in in_memory}
-    if in_memory:
-        source = {"train": source, **in_memory}
+    source, in_files = name_splits(source, validation=validation, test=test)
     values = {
-        "data.validation": in_files.get("validation"),
-        "data.test": in_files.get("test"),
+        **in_files,
         "data.columns.text": text,
         "data.columns.pair": pair,
         "data.columns.label": label,

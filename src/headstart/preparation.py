@@ -20,9 +20,9 @@ from headstart.display.plan import PlanSummary
 from headstart.errors import CheckpointError, RecipeError
 from headstart.metrics import resolve_scores
 from headstart.models.dropout import RandomKey, find_unkeyed_draws
-from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint
+from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint, rows_end_at
 from headstart.plan_summary import model_name, summarise_plan
-from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits
+from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits, with_training_rows
 from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
 from headstart.records import Report
 from headstart.resumption import check_unfinished, resumed_recipe
@@ -142,8 +142,7 @@ def prepare_plan(
         derived_before = read_recipe_file(recipe_file)[1] if recipe_file is not None else {}
         if debug and recipe.train.max_steps is None and "train.epochs" not in values:
             recipe = recipe.replace({"train.max_steps": DEBUG_STEPS, "train.epochs": None})
-    if source is None:
-        source = recipe.data.train
+    source = with_training_rows(source, recipe)
     if source is None:
         raise RecipeError(
             "No training source is named.",
@@ -178,13 +177,7 @@ def prepare_plan(
         dropout=recipe.model.dropout,
     )
     limit = max_length_of(loaded)
-    if recipe.data.max_length is not None and recipe.data.max_length > limit:
-        raise RecipeError(
-            f"data.max_length is {recipe.data.max_length}, but {model_name(checkpoint)} reads at most {limit} tokens.",
-            f"a number up to {limit}.",
-            f"Set data.max_length={limit}, or choose a model for longer texts.",
-        )
-    max_length = recipe.data.max_length or limit
+    max_length = rows_end_at(recipe.data.max_length, limit, model_name(checkpoint))
     data = tokenise_splits(data, loaded.tokenizer, max_length, progress, strict=recipe.data.strict)
     recipe, scores = filled_recipe(recipe, data, source)
     run_dir = choose_run_dir(recipe, data, resume)

@@ -8,6 +8,7 @@ May import layers 0 to 4.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,15 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["DEFAULT_VALIDATION_FRACTION", "ReadData", "Split", "read_data", "tokenise_splits"]
+__all__ = [
+    "DEFAULT_VALIDATION_FRACTION",
+    "ReadData",
+    "Split",
+    "name_splits",
+    "read_data",
+    "tokenise_splits",
+    "with_training_rows",
+]
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 DEBUG_TRAIN_ROWS = 64
@@ -89,6 +98,35 @@ class ReadData:
     findings: list[Finding]
     fingerprints: dict[str, str]
     notes: list[str]
+
+
+def name_splits(source: Any, **others: Any) -> tuple[Any, dict[str, str]]:
+    """Put together the sources of the splits as a caller has named them one by one.
+
+    Args:
+        source: of the training rows; None takes them from the recipe.
+        others: split to its source; None where none is named.
+
+    Returns:
+        The source, which holds the other tables that are in memory; and `data.SPLIT` to path for those in files.
+
+    Example:
+        >>> name_splits("rows.csv", validation="more.csv", test=None)
+        ('rows.csv', {'data.validation': 'more.csv'})
+        >>> name_splits("rows.csv", validation=[{"text": "a", "label": 1}])
+        ({'train': 'rows.csv', 'validation': [{'text': 'a', 'label': 1}]}, {})
+    """
+    named = {name: table for name, table in others.items() if table is not None}
+    in_memory = {name: table for name, table in named.items() if not isinstance(table, str | os.PathLike)}
+    in_files = {f"data.{name}": os.fspath(table) for name, table in named.items() if name not in in_memory}
+    return ({"train": source, **in_memory} if in_memory else source), in_files
+
+
+def with_training_rows(source: Any, recipe: Recipe) -> Any:
+    """Give a source of `name_splits` with the training rows of the recipe where it has none; None where nobody has."""
+    if isinstance(source, dict) and "train" in source and source["train"] is None:
+        return {**source, "train": recipe.data.train} if recipe.data.train is not None else None
+    return source if source is not None else recipe.data.train
 
 
 def read_data(source: Any, recipe: Recipe, *, debug: bool = False) -> ReadData:

@@ -8,7 +8,6 @@ Layer 6; imports Lightning.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,8 @@ from headstart.lightning.trainer_settings import check_own_module
 from headstart.models import load
 from headstart.parts.planned_loader import MicroBatch
 from headstart.parts.rows import EncodedRows
-from headstart.reading import ReadData, read_data, tokenise_splits
+from headstart.plan_summary import model_name
+from headstart.reading import ReadData, name_splits, read_data, tokenise_splits, with_training_rows
 from headstart.recipe import Recipe, build_recipe
 
 if TYPE_CHECKING:
@@ -92,12 +92,9 @@ class TaskDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        splits = {name: table for name, table in (("validation", validation), ("test", test)) if table is not None}
-        in_memory = {name: table for name, table in splits.items() if not isinstance(table, str | os.PathLike)}
-        in_files = {name: os.fspath(table) for name, table in splits.items() if name not in in_memory}
+        source, in_files = name_splits(source, validation=validation, test=test)
         values = {
-            "data.validation": in_files.get("validation"),
-            "data.test": in_files.get("test"),
+            **in_files,
             "data.columns.text": text,
             "data.columns.pair": pair,
             "data.columns.label": label,
@@ -112,14 +109,13 @@ class TaskDataModule(LightningDataModule):
         """What was set, by the names of a recipe."""
         self.recipe: Recipe = build_recipe(values=self.given)
         """The same with every default."""
-        source = source if source is not None else self.recipe.data.train
-        if source is None:
+        self.source: Any = with_training_rows(source, self.recipe)
+        if self.source is None:
             raise RecipeError(
                 "TaskDataModule: no source of training rows is named.",
                 "a file, a folder, hub:NAME or a table.",
                 'Write TaskDataModule("reviews.csv"), or set data.train in the recipe.',
             )
-        self.source: Any = {"train": source, **in_memory} if in_memory else source
         self.num_workers = num_workers
         self._data: ReadData | None = None
         self._tokenizer: PreTrainedTokenizerFast | None = None
@@ -151,6 +147,7 @@ class TaskDataModule(LightningDataModule):
         """
         _ = self.data
         trainer = self.trainer
+        # TaskModule, which imports this module, compares both recipes in a setup of its own.
         if stage == "fit" and trainer is not None and not hasattr(type(trainer.lightning_module), "known_task"):
             check_own_module(self.given, trainer)
 
@@ -309,14 +306,7 @@ class TaskDataModule(LightningDataModule):
     def _max_length(self) -> int:
         config = load.load_config(self.checkpoint, self.recipe.model.revision)
         limit = load.token_limit(config, self.tokenizer)
-        wanted = self.recipe.data.max_length
-        if wanted is not None and wanted > limit:
-            raise RecipeError(
-                f"data.max_length is {wanted}, but {self.checkpoint} reads at most {limit} tokens.",
-                f"a number up to {limit}.",
-                f"Set max_length={limit}, or choose a model for longer texts.",
-            )
-        return wanted or limit
+        return load.rows_end_at(self.recipe.data.max_length, limit, model_name(self.checkpoint))
 
 
 def _sentences(data: ReadData) -> list[str]:

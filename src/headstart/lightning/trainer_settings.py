@@ -21,7 +21,7 @@ from headstart.recipe import Recipe, parse_duration
 
 __all__ = ["check_own_module", "check_trainer", "fast_precision", "precision_of"]
 
-_OF_THE_TASK_MODULE = ("optim.", "model.dropout", "model.freeze", "train.fast", "train.threads", "evaluate.scores")
+_OF_THE_TASK_MODULE = ("optim.", "model.dropout", "train.fast", "train.threads", "evaluate.scores")
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "load_tokenizer",
     "max_length_of",
     "resolve_checkpoint",
+    "rows_end_at",
     "save_classifier",
     "token_limit",
 ]
@@ -314,6 +315,30 @@ def max_length_of(loaded: LoadedModel) -> int:
     The smaller of the model's positions and the tokenizer's own limit; 512 where neither says anything.
     """
     return token_limit(loaded.model.config, loaded.tokenizer)
+
+
+def rows_end_at(wanted: int | None, limit: int, name: str) -> int:
+    """Give the number of tokens at which rows are cut.
+
+    Args:
+        wanted: `data.max_length`; None takes the limit.
+        limit: of the model.
+        name: of the model, for the message.
+
+    Raises:
+        RecipeError: the model cannot read as many.
+
+    Example:
+        >>> rows_end_at(128, 512, "bert-base-uncased"), rows_end_at(None, 512, "bert-base-uncased")
+        (128, 512)
+    """
+    if wanted is not None and wanted > limit:
+        raise RecipeError(
+            f"data.max_length is {wanted}, but {name} reads at most {limit} tokens.",
+            f"a number up to {limit}.",
+            f"Set data.max_length={limit}, or choose a model for longer texts.",
+        )
+    return wanted or limit
 
 
 def token_limit(config: Any, tokenizer: PreTrainedTokenizerFast) -> int:
