@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from headstart.api import Preparation, prepare
-from headstart.records import Record, StepRecord
+import numpy as np
 
-__all__ = ["Settings", "bits_of", "finish", "start", "train_to", "write_reviews"]
+from headstart.api import Preparation, prepare
+from headstart.baselines import Baseline, fit_baselines
+from headstart.records import Record, StepRecord
+from headstart.tasks import SequenceClassification
+
+__all__ = ["Settings", "bits_of", "finish", "start", "tfidf_logistic", "train_to", "write_reviews"]
 
 # Fields that say how long something took: all that may differ between two equal runs.
 CLOCK = {"seconds"}
@@ -72,3 +76,11 @@ def finish(settings: Settings, run_dir: Path, *, resume: bool = False) -> dict[s
         pass
     preparation.finish()
     return bits_of(run_dir)
+
+
+def tfidf_logistic(
+    texts: list[str], pairs: list[str] | None, labels: np.ndarray, num_labels: int, *, seed: int = 0
+) -> Baseline:
+    """Fit the linear baseline of one class a row."""
+    task = SequenceClassification(tuple(range(num_labels)), "text", None, "label")
+    return fit_baselines(task, texts, pairs, labels, seed=seed)["tfidf_logistic"]

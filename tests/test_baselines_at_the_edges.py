@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import headstart.baselines
-from headstart.baselines import tfidf_logistic
+from small_training import tfidf_logistic
 
 WORDS = ("red", "blue")
 TEXTS = [f"{WORDS[index % 2]} thing {index}" for index in range(60)]
@@ -22,7 +22,7 @@ def test_past_the_limit_it_learns_from_as_many_rows_as_the_limit(monkeypatch: py
 
     def rows_learnt(seed: int) -> set[str]:
         # Each text has a number of its own, so the vocabulary tells which rows were drawn.
-        vocabulary = tfidf_logistic(TEXTS, None, LABELS, 2, seed=seed)._vectorizer.vocabulary_
+        vocabulary = tfidf_logistic(TEXTS, None, LABELS, 2, seed=seed)._words._vectorizer.vocabulary_
         return {word for word in vocabulary if word.isdigit()}
 
     assert len(rows_learnt(1)) == 40
@@ -37,9 +37,9 @@ def test_a_solver_that_does_not_converge_is_no_warning() -> None:
     with pytest.MonkeyPatch.context() as patch:
         fit = LogisticRegression.fit
 
-        def stop_early(self: LogisticRegression, *args: object) -> LogisticRegression:
+        def stop_early(self: LogisticRegression, *args: object, **named: object) -> LogisticRegression:
             self.max_iter = 1
-            return fit(self, *args)
+            return fit(self, *args, **named)
 
         patch.setattr(LogisticRegression, "fit", stop_early)
         probabilities = tfidf_logistic(texts, None, rng.integers(0, 3, 200), 3).predict(texts[:5], None)

@@ -8,6 +8,7 @@ import yaml
 from headstart.display.plan import PlanSummary
 from headstart.model_card import write_model_card
 from headstart.recipe import build_recipe
+from headstart.tasks import MultiLabelClassification, Regression, SequenceClassification, Task
 
 SUMMARY = PlanSummary(
     source="reviews <b>", task="sequence_classification", task_reason="",
@@ -27,10 +28,13 @@ SCORES = {
 }
 
 
-def card(summary: PlanSummary = SUMMARY, scores: dict[str, Any] = SCORES, **values: object) -> str:
+TASK = SequenceClassification(("good", "<script>"), "t", None, "l")
+
+
+def card(summary: PlanSummary = SUMMARY, scores: dict[str, Any] = SCORES, task: Task = TASK, **values: object) -> str:
     settings = {"evaluate.scores": ["accuracy", "roc_auc"], "train.best": "accuracy"}
     recipe = build_recipe(values=settings | {name.replace("__", "."): value for name, value in values.items()})
-    return write_model_card(recipe, {"warmup_steps": 7, "max_length": 16}, summary, scores)
+    return write_model_card(recipe, {"warmup_steps": 7, "max_length": 16}, summary, scores, task)
 
 
 def test_scores_stand_with_their_intervals_beside_the_baselines() -> None:
@@ -81,8 +85,25 @@ def test_a_score_that_a_baseline_lacks_is_not_defined() -> None:
 
 
 def test_classes_past_twenty_are_not_listed() -> None:
-    text = card(replace(SUMMARY, labels=[(f"class-{number}", 5) for number in range(25)]))
+    text = card(task=replace(TASK, values=tuple(f"class-{number}" for number in range(25))))
     assert "25 classes" in text and "class-19 and more" in text and "class-20" not in text
+
+
+def test_it_says_from_which_probability_a_label_is_given() -> None:
+    task = MultiLabelClassification(("a", "b|c"), "t", None, "l", thresholds=(0.25, 0.75))
+    text = card(task=task)
+    assert "any of 2 labels" in text and "| a | 0.250 |" in text and "| b\\|c | 0.750 |" in text
+
+
+def test_it_says_in_which_units_numbers_are() -> None:
+    task = Regression(("price",), "t", None, "price", center=(100.0,), scale=(7.0,))
+    assert "standardised" in card(task=task) and "text regression" in card(task=task)
+    assert "in the units of the data" in card(task=task.as_outputs())
+
+
+def test_it_says_that_groups_were_drawn() -> None:
+    assert "Whole groups of rows (author) were drawn" in card(data__group="author")
+    assert "Whole groups" not in card()
 
 
 @pytest.mark.parametrize(("pair", "argument"), [(False, "a text"), (True, ("a text", "its pair"))])

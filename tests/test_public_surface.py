@@ -16,10 +16,11 @@ NAMES = (
     "save_checkpoint score speed_up tokenize_table"
 )
 RECIPE = {
-    "task": "name",
-    "data": "train validation test columns validation_fraction limit max_length strict",
+    "task": "name labels ordinal delimiter threshold",
+    "data": "train validation test columns weight group time seed validation_fraction fold limit max_length strict",
     "model": "checkpoint revision dropout",
-    "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm",
+    "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm "
+    "class_weights label_smoothing focal_gamma",
     "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device fast seed "
     "evaluate_every save_every keep best patience on_non_finite processes process_timeout threads time_limit",
     "evaluate": "scores batch_size baselines confidence",
@@ -36,7 +37,7 @@ OPTIONS = {
     "demo": "--run --quiet --traceback",
     "train": "--test --validation --text --pair --label --limit --max-length --task --model --epochs --batch-size "
     "--learning-rate --seed --processes --recipe --set --run --resume --allow --debug --yes --quiet --json --traceback",
-    "predict": "--file --text --pair --output --batch-size --traceback",
+    "predict": "--file --text --pair --output --probabilities --batch-size --traceback",
     "evaluate": "--text --pair --label --json --traceback",
     "runs": "--traceback",
     "show": "--traceback",

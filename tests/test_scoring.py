@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 import headstart
 from headstart.errors import DataError, RecipeError
 from headstart.metrics import CLASSIFICATION_SCORES, compute_scores
-from headstart.scoring import MAX_STORED_PROBABILITIES, prediction_table, score_with_intervals
+from headstart.scoring import prediction_table, score_with_intervals
 from headstart.tasks import SequenceClassification
+from headstart.tasks.sequence_classification import MAX_STORED_PROBABILITIES
 
 NOT_DEFINED = {"value": None, "low": None, "high": None}
 
 
 def score(predictions: np.ndarray, targets: np.ndarray, *names: str) -> dict[str, dict[str, float | None]]:
-    return score_with_intervals(predictions, targets, names, confidence=0.95, seed=0)
+    task = classes(*range(predictions.shape[1]))
+    return score_with_intervals(task, predictions, targets, names, confidence=0.95, seed=0)
 
 
 def draw(num_rows: int, num_labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +134,7 @@ def test_logits_probabilities_and_tensors_score_alike() -> None:
     targets = np.random.default_rng(1).integers(0, 3, 50)
     probabilities = torch.softmax(torch.from_numpy(logits), -1)
     names = ["accuracy", "f1_macro", "balanced_accuracy", "matthews_correlation", "log_loss"]
-    expected = score_with_intervals(probabilities.numpy(), targets, names, confidence=0.95, seed=0)
+    expected = score(probabilities.numpy(), targets, *names)
     with_gradient = torch.from_numpy(logits).requires_grad_()
     for predictions in (logits, probabilities, with_gradient, logits.tolist()):
         found = headstart.score(predictions, torch.from_numpy(targets))

@@ -134,7 +134,7 @@ def finetune(
     validation: Any = None,
     text: str | None = None,
     pair: str | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     task: str | None = None,
     model: str | None = None,
     run: str | Path | None = None,
@@ -163,8 +163,8 @@ def finetune(
         validation: source of the validation rows; None cuts them from train, stratified, by the seed.
         text: column of the text; None finds it by looking.
         pair: column of the second text of a pair; None finds it by looking.
-        label: column of the label; None finds it by looking.
-        task: name of the task; None finds it by looking.
+        label: column of the label, or columns, one for each class or number; None finds them by looking.
+        task: "sequence_classification", "multi_label_classification" or "regression"; None goes by the labels.
         model: hub name or folder; None takes the embedded default.
         run: folder of the run; None makes `runs/NAME-N`.
         recipe: a YAML recipe; the other arguments win over it.
@@ -193,7 +193,7 @@ def finetune(
         **in_files,
         "data.columns.text": text,
         "data.columns.pair": pair,
-        "data.columns.label": label,
+        "data.columns.label": label if label is None or isinstance(label, str) else list(label),
         "task.name": task,
         "model.checkpoint": model,
         "output.run": str(run) if run is not None else None,

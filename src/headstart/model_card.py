@@ -15,12 +15,13 @@ from headstart import __version__
 if TYPE_CHECKING:
     from headstart.display.plan import PlanSummary
     from headstart.recipe import Recipe
+    from headstart.tasks import Task
 
 __all__ = ["write_model_card"]
 
 
 def write_model_card(
-    recipe: Recipe, derived: Mapping[str, Any], summary: PlanSummary, scores: Mapping[str, Any]
+    recipe: Recipe, derived: Mapping[str, Any], summary: PlanSummary, scores: Mapping[str, Any], task: Task
 ) -> str:
     """Write the card in Markdown, with the front matter that model hubs read.
 
@@ -29,6 +30,7 @@ def write_model_card(
         derived: what followed from it.
         summary: what the plan said of data and model.
         scores: what `scores.json` holds.
+        task: as the saved model does it.
     """
     front = {
         "library_name": "transformers",
@@ -38,15 +40,14 @@ def write_model_card(
     }
     if recipe.model.checkpoint is not None:
         front["base_model"] = recipe.model.checkpoint
-    names = ", ".join(_escape(name) for name, _ in summary.labels[:20])
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {_escape(summary.source)}: text classification",
-        f"{_escape(summary.model)}, fine-tuned with headstart {__version__} to tell apart {len(summary.labels)} "
-        f"classes: {names}{' and more' if len(summary.labels) > 20 else ''}.",
+        f"# {_escape(summary.source)}: {'text regression' if task.score_kind == 'number' else 'text classification'}",
+        f"{_escape(summary.model)}, fine-tuned with headstart {__version__} to {_what_it_does(task)}",
         "## Scores",
         f"With {recipe.evaluate.confidence:.0%} bootstrap intervals over the rows of each split. They say how far a "
-        "score may move with other rows of the same kind, not with another seed.",
+        "score may move with other rows of the same kind, not with another seed."
+        + (f" Whole groups of rows ({_escape(recipe.data.group)}) were drawn." if recipe.data.group else ""),
         *[_score_table(split, scores) for split in ("test", "validation") if split in scores],
     ]
     if recipe.train.best not in (None, "last"):
@@ -67,6 +68,30 @@ def write_model_card(
         'or with transformers alone: `AutoModelForSequenceClassification.from_pretrained("model")`.',
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _what_it_does(task: Task) -> str:
+    """Say what the model answers, and how to read it."""
+    shown = task.label_names[:20]
+    names = ", ".join(_escape(name) for name in shown) + (" and more" if len(task.label_names) > len(shown) else "")
+    what = task.to_dict()
+    if task.score_kind == "number":
+        is_raw = any(what["center"]) or any(scale != 1 for scale in what["scale"])
+        units = (
+            "\n\nThe outputs of `model/` alone are standardised: `task.json` has `center` and `scale`, by which "
+            "headstart puts them back into the units of the data."
+            if is_raw
+            else " The outputs of `model/` are in the units of the data."
+        )
+        return f"predict {names}.{units}"
+    if task.score_kind != "classes":
+        order = ", in this order" if task.score_kind == "ordinal" else ""
+        return f"tell apart {len(task.label_names)} classes{order}: {names}."
+    thresholds = what["thresholds"] or []
+    lines = [f"| {_escape(name)} | {value:.3f} |" for name, value in zip(shown, thresholds, strict=False)]
+    table = "\n".join(["| label | given from probability |", "|---|---|", *lines])
+    chosen = f"\n\n{table}\n\nThresholds stand in `task.json`; transformers alone gives 0.5 to all." if lines else ""
+    return f"give any of {len(task.label_names)} labels: {names}.{chosen}"
 
 
 def _example(summary: PlanSummary) -> str:

@@ -22,7 +22,7 @@ from headstart.training.device import Device
 from headstart.training.fast_path import FastPath
 from headstart.training.speed_estimate import estimate_seconds
 
-__all__ = ["model_name", "summarise_plan"]
+__all__ = ["column_reasons", "model_name", "summarise_plan"]
 
 
 def summarise_plan(
@@ -59,7 +59,7 @@ def summarise_plan(
         padding = padding_fraction(lengths, first_epoch)
         pairs = sum(len(rows) * int(lengths[rows].max()) ** 2 for rows in first_epoch)
     epochs = recipe.train.epochs or derived["total_steps"] / derived["steps_in_epoch"]
-    counts = np.bincount(train.targets[train.targets >= 0], minlength=len(data.task.label_names))
+    described = data.task.describe_targets(train.targets)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     embeddings = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if "embeddings" in name)
     trained_tokens = int(lengths.sum() / (1 - padding) * epochs)
@@ -74,13 +74,10 @@ def summarise_plan(
         source=data.source.name,
         task=data.task.name,
         task_reason=data.task_reason,
-        columns=[
-            (role, name, data.columns.reasons.get(role, ""))
-            for role, name in (("text", data.task.text), ("pair", data.task.pair), ("label", data.task.label))
-            if name is not None
-        ],
+        columns=column_reasons(data),
         splits=[(name, len(split.rows), split.origin) for name, split in data.splits.items()],
-        labels=[(name, int(count)) for name, count in zip(data.task.label_names, counts, strict=True)],
+        labels=[(name, count) for name, count in described if isinstance(count, int)],
+        numbers=[(name, words) for name, words in described if isinstance(words, str)],
         lengths={
             "median": int(np.median(full_lengths)),
             "p95": int(np.percentile(full_lengths, 95)),
@@ -121,6 +118,14 @@ def summarise_plan(
         processes=derived["processes"],
         fast=derived["fast"],
     )
+
+
+def column_reasons(data: ReadData) -> list[tuple[str, str, str]]:
+    """Give (role, column, why) of what is read of a row; several columns of labels as one name."""
+    task = data.task
+    label = task.label if isinstance(task.label, str) else ", ".join(task.label)
+    columns = (("text", task.text), ("pair", task.pair), ("label", label))
+    return [(role, name, data.columns.reasons.get(role, "")) for role, name in columns if name is not None]
 
 
 def _attention_weights(loaded: LoadedModel, pairs: int) -> int:

@@ -173,6 +173,7 @@ def prepare_plan(
         checkpoint,
         data.task.label_names,
         seed=recipe.train.seed,
+        problem_type=data.task.problem_type,
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
     )
@@ -224,10 +225,11 @@ def absolute_source(spec: str) -> str:
 
 def filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, list[str]]:
     """Write into the recipe what was found by looking, so that it is enough to repeat the run."""
-    num_labels = len(data.task.label_names)
+    task, num_labels = data.task, len(data.task.label_names)
     validation = data.splits.get("validation")
     can_evaluate = validation is not None and validation.is_labelled
-    scores = resolve_scores(recipe.evaluate.scores, num_labels, str(source) if isinstance(source, str) else None)
+    origin = str(source) if isinstance(source, str) else None
+    scores = resolve_scores(recipe.evaluate.scores, num_labels, origin, task.score_kind)
     best = recipe.train.best
     if not can_evaluate:
         for name in ("best", "patience"):
@@ -240,12 +242,12 @@ def filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, 
     elif recipe.train.evaluate_every is not None:
         best = best or scores[0]
         if best != "last":
-            resolve_scores([best], num_labels, None)
+            resolve_scores([best], num_labels, None, task.score_kind)
     values: dict[str, Any] = {
-        "task.name": data.task.name,
+        "task.name": task.name,
         "data.columns": {
-            role: name
-            for role, name in (("text", data.task.text), ("pair", data.task.pair), ("label", data.task.label))
+            role: name if isinstance(name, str) else list(name)
+            for role, name in (("text", task.text), ("pair", task.pair), ("label", task.label))
             if name is not None
         },
         "evaluate.scores": scores,
@@ -253,7 +255,7 @@ def filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, 
     }
     if not can_evaluate:
         values["train.evaluate_every"] = None
-    if recipe.data.validation is None and "validation" not in data.source.splits:
+    if recipe.data.validation is None and recipe.data.fold is None and "validation" not in data.source.splits:
         values["data.validation_fraction"] = recipe.data.validation_fraction or DEFAULT_VALIDATION_FRACTION
     return recipe.replace(values), scores
 

@@ -37,6 +37,7 @@ __all__ = [
     "TrainSection",
     "build_recipe",
     "parse_duration",
+    "parse_fold",
     "parse_limit",
     "read_recipe_file",
 ]
@@ -138,6 +139,22 @@ def parse_limit(value: int | str, num_rows: int) -> int:
     return min(int(value), num_rows)
 
 
+def parse_fold(value: str) -> tuple[int, int]:
+    """Read which fold validates, counted from 1, and how many there are.
+
+    Raises:
+        ValueError: the text names no fold.
+
+    Example:
+        >>> parse_fold("2/5")
+        (2, 5)
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", value)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+        raise ValueError(f'{value!r} is no fold; write "2/5" for the second of five')
+    return int(match[1]), int(match[2])
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=False, frozen=True
@@ -145,9 +162,13 @@ class _Section(BaseModel):
 
 
 class TaskSection(_Section):
-    """What is learned. `name` null: found by looking at the labels."""
+    """What is learned. `name` null: found by looking at the labels; the others belong to some tasks alone."""
 
-    name: Literal["sequence_classification"] | None = None
+    name: Literal["sequence_classification", "multi_label_classification", "regression"] | None = None
+    labels: list[str | int] | None = None
+    ordinal: Literal[True] | None = None
+    delimiter: Annotated[str, Field(min_length=1)] | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class DataSection(_Section):
@@ -156,19 +177,42 @@ class DataSection(_Section):
     train: str | None = None
     validation: str | None = None
     test: str | None = None
-    columns: dict[str, str | None] = Field(default_factory=dict)
+    columns: dict[str, str | list[str] | None] = Field(default_factory=dict)
+    weight: str | None = None
+    group: str | None = None
+    time: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    fold: str | None = None
     limit: int | str | None = None
     max_length: Annotated[int, Field(ge=4)] | None = None
     strict: bool = False
 
     @field_validator("columns")
     @classmethod
-    def _known_roles(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
-        for role in columns:
+    def _known_roles(cls, columns: dict[str, str | list[str] | None]) -> dict[str, str | list[str] | None]:
+        for role, name in columns.items():
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r}. {suggest(role, ROLES)}")
+            if isinstance(name, list) and role != "label":
+                raise ValueError(f"{role} is one column, not {len(name)}; several are for labels")
         return columns
+
+    @field_validator("fold")
+    @classmethod
+    def _fold(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_fold(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> DataSection:
+        if self.group is not None and self.time is not None:
+            raise ValueError("group and time both say how validation rows are cut. Set one of them")
+        for other in ("validation", "validation_fraction"):
+            if self.fold is not None and getattr(self, other) is not None:
+                raise ValueError(f"fold and {other} both say which rows validate. Set one of them")
+        return self
 
     @field_validator("limit", mode="before")
     @classmethod
@@ -204,6 +248,9 @@ class OptimSection(_Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: int | str = 0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = None
+    focal_gamma: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("warmup")
     @classmethod

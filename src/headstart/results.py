@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from headstart.baselines import majority_baseline, tfidf_logistic
+from headstart.baselines import fit_baselines
 from headstart.errors import CheckpointError, HeadstartError
 from headstart.model_card import write_model_card
+from headstart.models.head import outputs_in_units
 from headstart.models.load import load_saved_classifier, save_classifier
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan
@@ -26,8 +27,10 @@ from headstart.reading import Split
 from headstart.records import Report
 from headstart.run_files import sync_files, write_json, write_text
 from headstart.run_identity import compare_identity
+from headstart.run_writer import write_task
 from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
 from headstart.scoring import prediction_table, score_with_intervals
+from headstart.tasks import Regression, Task
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.device import is_joined
 
@@ -67,25 +70,31 @@ def write_results(plan: Plan, progress: Report | None = None) -> None:
 def _write_results(plan: Plan, say: Report) -> None:
     with RunLock(plan.run_dir):
         say("saving the model", 0, 0)
-        _save_model(plan)
+        task = _save_model(plan)
         scored = {name: split for name, split in plan.data.splits.items() if name != "train" and len(split.rows)}
-        predictions = _predict(plan, scored, say)
+        predictions = _predict(plan, task, scored, say)
+        task = _tuned(task, scored, predictions)
+        write_task(plan, task)
         scores: dict[str, Any] = {
-            name: _score(plan, split, predictions[name]) for name, split in scored.items() if split.is_labelled
+            name: _score(plan, task, split, predictions[name]) for name, split in scored.items() if split.is_labelled
         }
         if plan.recipe.evaluate.baselines:
             say("scoring the baselines", 0, 0)
             scores["baselines"] = _score_baselines(plan, scored)
-        _write_predictions(plan, scored, predictions)
+        _write_predictions(plan, task, scored, predictions)
         write_json(plan.run_dir / SCORES_FILE, scores)
-        card = write_model_card(plan.recipe, plan.derived, plan.summary, scores)
+        card = write_model_card(plan.recipe, plan.derived, plan.summary, scores, task)
         # The card says that the run is finished: what it speaks of is on the disk before.
         sync_files(plan.run_dir / PREDICTIONS_FILE, *(plan.run_dir / MODEL_DIR).iterdir())
         write_text(plan.run_dir / CARD_FILE, card)
 
 
-def _save_model(plan: Plan) -> None:
-    """Write `model/` from the best checkpoint, or from the last step where none was chosen."""
+def _save_model(plan: Plan) -> Task:
+    """Write `model/` from the best checkpoint, or from the last step where none was chosen.
+
+    Returns:
+        The task as that model does it: one that learned numbers answers in their units, where its last layer can.
+    """
     model, state = plan.loaded.model, plan.state
     if plan.recipe.train.best != "last" and state.best_step not in (None, state.step):
         folder = plan.run_dir / CHECKPOINTS_DIR / f"step-{state.best_step:06d}"
@@ -103,8 +112,14 @@ def _save_model(plan: Plan) -> None:
     if temporary.exists():
         shutil.rmtree(temporary)  # of a killed process
     temporary.mkdir()
+    task = plan.data.task
     try:
-        save_classifier(plan.loaded, temporary)
+        if isinstance(task, Regression):
+            with outputs_in_units(model.eval(), task.center, task.scale) as answers_in_units:
+                save_classifier(plan.loaded, temporary)
+            task = task.as_outputs() if answers_in_units else task
+        else:
+            save_classifier(plan.loaded, temporary)
         final, former = plan.run_dir / MODEL_DIR, plan.run_dir / f".{MODEL_DIR}.former"
         if former.exists():
             shutil.rmtree(former)
@@ -117,15 +132,24 @@ def _save_model(plan: Plan) -> None:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)
         raise
+    return task
 
 
-def _predict(plan: Plan, splits: dict[str, Split], say: Report) -> dict[str, np.ndarray]:
+def _tuned(task: Task, splits: dict[str, Split], predictions: dict[str, np.ndarray]) -> Task:
+    """Choose what is left to choose on the validation rows; without any the task stays as it is."""
+    validation = splits.get("validation")
+    if validation is None or not validation.is_labelled:
+        return task
+    return task.tune(predictions["validation"][validation.has_target], validation.targets[validation.has_target])
+
+
+def _predict(plan: Plan, task: Task, splits: dict[str, Split], say: Report) -> dict[str, np.ndarray]:
     saved = load_saved_classifier(plan.run_dir / MODEL_DIR)
     model = saved.model.to(plan.device.torch_device)  # type: ignore[arg-type]
     return {
         name: predict_tokens(
             model,
-            plan.data.task,
+            task,
             split.encoded(),
             pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
             batch_size=plan.recipe.evaluate.batch_size,
@@ -136,29 +160,30 @@ def _predict(plan: Plan, splits: dict[str, Split], say: Report) -> dict[str, np.
     }
 
 
-def _score(plan: Plan, split: Split, predictions: np.ndarray) -> Scores:
+def _score(plan: Plan, task: Task, split: Split, predictions: np.ndarray) -> Scores:
     return score_with_intervals(
+        task,
         predictions,
         split.targets,
         plan.scores,
         confidence=plan.recipe.evaluate.confidence,
         seed=plan.recipe.train.seed,
+        groups=split.group_numbers,
     )
 
 
 def _score_baselines(plan: Plan, splits: dict[str, Split]) -> dict[str, dict[str, Scores]]:
     task, train = plan.data.task, plan.data.splits["train"]
-    num_labels = len(task.label_names)
     labelled = {name: split for name, split in splits.items() if split.is_labelled}
-    baselines: dict[str, dict[str, Scores]] = {"majority": {}, "tfidf_logistic": {}}
     if not labelled:
         return {}
-    fitted = tfidf_logistic(*_texts(plan, train), train.targets, num_labels, seed=plan.recipe.train.seed)
-    for name, split in labelled.items():
-        majority = majority_baseline(train.targets, num_labels, len(split.rows))
-        baselines["majority"][name] = _score(plan, split, majority)
-        baselines["tfidf_logistic"][name] = _score(plan, split, fitted.predict(*_texts(plan, split)))
-    return baselines
+    fitted = fit_baselines(task, *_texts(plan, train), train.targets, train.weights, seed=plan.recipe.train.seed)
+    scores: dict[str, dict[str, Scores]] = {}
+    for baseline, model in fitted.items():
+        predictions = {name: model.predict(*_texts(plan, split)) for name, split in labelled.items()}
+        own = _tuned(task, labelled, predictions)
+        scores[baseline] = {name: _score(plan, own, split, predictions[name]) for name, split in labelled.items()}
+    return scores
 
 
 def _texts(plan: Plan, split: Split) -> tuple[list[str], list[str] | None]:
@@ -167,11 +192,10 @@ def _texts(plan: Plan, split: Split) -> tuple[list[str], list[str] | None]:
     return texts, list(split.table[task.pair]) if task.pair is not None else None
 
 
-def _write_predictions(plan: Plan, splits: dict[str, Split], predictions: dict[str, np.ndarray]) -> None:
+def _write_predictions(plan: Plan, task: Task, splits: dict[str, Split], predictions: dict[str, np.ndarray]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    task = plan.data.task
     tables = [
         prediction_table(task, name, split.rows, split.targets, predictions[name]) for name, split in splits.items()
     ]

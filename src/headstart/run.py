@@ -32,14 +32,13 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
+    from headstart.data.columns import Columns
     from headstart.models.load import LoadedModel
     from headstart.records import Report
-    from headstart.tasks import SequenceClassification
+    from headstart.tasks import Task
     from headstart.training.device import Device
 
 __all__ = ["PredictedTable", "Prediction", "Run", "load"]
-
-LabelValue = str | int | bool
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,15 @@ class Prediction:
     """What the model says of one text.
 
     Args:
-        prediction: the most probable class, in the type that the source's labels had.
-        probability: of that class.
-        probabilities: of every class, in the order of `run.task.label_names`.
+        prediction: the most probable class, or the list of the labels that reach their threshold, in the type that the
+            source's labels had; or the number, or name to number where several are predicted.
+        probability: of the class; None for several labels and for numbers.
+        probabilities: of every class or label, in the order of `run.task.label_names`; None for numbers.
     """
 
-    prediction: LabelValue
-    probability: float
-    probabilities: list[float]
+    prediction: Any
+    probability: float | None
+    probabilities: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Run:
         return build_recipe(self.run_dir / RECIPE_FILE)
 
     @cached_property
-    def task(self) -> SequenceClassification:
+    def task(self) -> Task:
         """The task with its labels."""
         from headstart.tasks import task_from_dict
 
@@ -152,10 +152,10 @@ class Run:
                 f'Write run.predict_source(table), or run.predict(list(table["{self.task.text}"])).',
             )
         first, second = self._columns_of(texts)
-        probabilities, cut = self._probabilities(first, second, batch_size)
+        found, cut = self._predict(first, second, batch_size)
         for sentence in cut:
             (tell or _warn)(sentence)
-        return self._predictions(probabilities)
+        return self._explain(found)
 
     def predict_source(
         self,
@@ -179,13 +179,13 @@ class Run:
             ColumnError: a column is missing.
             DataError: the source cannot be read.
         """
-        table, names = self._table(source, {"text": text, "pair": pair}, need_label=False)
-        columns = [list(table[name]) for name in names]
+        table, found_columns = self._table(source, {"text": text, "pair": pair}, need_label=False)
+        columns = [list(table[name]) for name in (found_columns.text, found_columns.pair) if name is not None]
         good = [row for row in range(len(table)) if all(isinstance(column[row], str) for column in columns)]
         kept = [[column[row] for row in good] for column in columns]
-        probabilities, notes = self._probabilities(kept[0], kept[1] if len(kept) > 1 else None, batch_size, progress)
+        found, notes = self._predict(kept[0], kept[1] if len(kept) > 1 else None, batch_size, progress)
         predictions: list[Prediction | None] = [None] * len(table)
-        for row, prediction in zip(good, self._predictions(probabilities), strict=True):
+        for row, prediction in zip(good, self._explain(found), strict=True):
             predictions[row] = prediction
         if len(good) < len(table):
             missing = sorted(set(range(len(table))) - set(good))
@@ -222,32 +222,39 @@ class Run:
             LabelError: a label was not in training.
             DataError: rows without text, or the source cannot be read.
         """
-        from dataclasses import replace
-
         from headstart.data.checks import check_rows
-        from headstart.data.columns import Columns
+        from headstart.data.labels import find_same_labels
+        from headstart.data.row_facts import read_groups
         from headstart.scoring import score_with_intervals
 
-        table, names = self._table(source, {"text": text, "pair": pair, "label": label}, need_label=True)
-        pair_name = names[1] if self.task.pair is not None else None
-        columns = Columns(text=names[0], pair=pair_name, label=names[-1], reasons={})
-        kept, findings = check_rows({"test": table}, columns, strict=self.recipe.data.strict)
+        table, columns = self._table(source, {"text": text, "pair": pair, "label": label}, need_label=True)
+        assert columns.label is not None
+        task = self.task.reading(text=columns.text, label=columns.label)
+        form = find_same_labels(table, columns.label_columns, task.name, getattr(task, "delimiter", None))
+        kept, findings = check_rows({"test": table}, columns, form, strict=self.recipe.data.strict)
         table = table.select(kept["test"])
-        targets = replace(self.task, label=names[-1]).targets(table)
-        if not (targets >= 0).any():
+        targets = task.targets(table)
+        if not task.has_target(targets).any():
             raise DataError(
-                f'The column "{names[-1]}" holds no labels.', "labels to score against.", "Name it with --label."
+                f'The column "{", ".join(columns.label_columns)}" holds no labels.',
+                "labels to score against.",
+                "Name it with --label.",
             )
-        seconds = list(table[pair_name]) if pair_name is not None else None
-        probabilities, cut = self._probabilities(list(table[names[0]]), seconds, None, progress)
-        for sentence in [*(finding.message.removeprefix("test: ") for finding in findings), *cut]:
+        group = self.recipe.data.group
+        groups = read_groups(table, group) if group is not None and group in table.column_names else None
+        seconds = list(table[columns.pair]) if columns.pair is not None else None
+        predictions, cut = self._predict(list(table[columns.text]), seconds, None, progress)
+        told = [finding.message.removeprefix("test: ") for finding in findings if finding.level != "info"]
+        for sentence in [*told, *cut]:
             (tell or _warn)(sentence)
         return score_with_intervals(
-            probabilities,
+            task,
+            predictions,
             targets,
             self.recipe.evaluate.scores or [],
             confidence=self.recipe.evaluate.confidence,
             seed=self.recipe.train.seed,
+            groups=groups,
         )
 
     @cached_property
@@ -265,10 +272,10 @@ class Run:
         loaded.model.to(self._device.torch_device)  # type: ignore[arg-type]
         return loaded
 
-    def _probabilities(
+    def _predict(
         self, texts: list[str], pairs: list[str] | None, batch_size: int | None, progress: Report | None = None
     ) -> tuple[np.ndarray, list[str]]:
-        """Give the probabilities of each class, and a sentence where texts are cut."""
+        """Give what the task makes of the model's outputs, shape (N, K), and a sentence where texts are cut."""
         from headstart.data.tokens import TextEncoder
         from headstart.models.load import max_length_of
         from headstart.prediction import predict_tokens
@@ -277,7 +284,7 @@ class Run:
         max_length = self._task_data.get("max_length") or max_length_of(self._loaded)
         encoder = TextEncoder(tokenizer, max_length=max_length, has_pair=pairs is not None)
         tokens = encoder.encode(texts, pairs)
-        probabilities = predict_tokens(
+        predictions = predict_tokens(
             self._loaded.model,
             self.task,
             tokens,
@@ -290,13 +297,17 @@ class Run:
             f"{tokens.num_truncated:,} of {len(texts):,} rows are longer than the limit of {max_length:,} tokens and "
             f"are cut, losing {tokens.num_lost_tokens:,} tokens"
         )
-        return probabilities, [sentence] if tokens.num_truncated else []
+        return predictions, [sentence] if tokens.num_truncated else []
 
-    def _predictions(self, probabilities: np.ndarray) -> list[Prediction]:
-        best = probabilities.argmax(axis=1)
+    def _explain(self, predictions: np.ndarray) -> list[Prediction]:
+        kind = self.task.score_kind
         return [
-            Prediction(self.task.values[index], float(row[index]), [float(value) for value in row])
-            for index, row in zip(best.tolist(), probabilities, strict=True)
+            Prediction(
+                value,
+                float(row.max()) if kind in ("class", "ordinal") else None,
+                [float(probability) for probability in row] if kind != "number" else None,
+            )
+            for value, row in zip(self.task.values_of(predictions), predictions, strict=True)
         ]
 
     def _columns_of(self, texts: Sequence[Any]) -> tuple[list[str], list[str] | None]:
@@ -315,9 +326,9 @@ class Run:
 
     def _table(
         self, source: Any, named: Mapping[str, str | None], *, need_label: bool
-    ) -> tuple[datasets.Dataset, list[str]]:
+    ) -> tuple[datasets.Dataset, Columns]:
         """Read a source and find its columns: those named, else those of training, else by looking."""
-        from headstart.data.columns import find_columns
+        from headstart.data.columns import Columns, find_columns
         from headstart.data.sources import read_source
 
         read = read_source(source, split_hint="test")
@@ -331,27 +342,38 @@ class Run:
         table = read.splits[split]
         own = {"text": self.task.text, "pair": self.task.pair, "label": self.task.label}
         roles = ["text", *(["pair"] if self.task.pair is not None else []), *(["label"] if need_label else [])]
-        requested = {role: named.get(role) or own[role] for role in roles}
+        chosen: dict[str, Any] = {}
         for role in roles:
-            if named.get(role) is not None and named[role] not in table.column_names:
+            name = named.get(role)
+            if name is not None and name not in table.column_names and ("," not in name or role != "label"):
                 raise ColumnError(
-                    f'{read.name}: no column "{named[role]}".',
+                    f'{read.name}: no column "{name}".',
                     f"the column of the {role}.",
-                    suggest(str(named[role]), table.column_names),
+                    suggest(name, table.column_names),
                 )
-        chosen = {role: str(name) for role, name in requested.items() if name in table.column_names}
-        if len(chosen) < len(roles):
-            found = find_columns(table, chosen, need_label=need_label)
-            looked = {"text": found.text, "pair": found.pair, "label": found.label}
-            for role in roles:
-                if looked[role] is None:
-                    raise ColumnError(
-                        f"{read.name}: no column for the {role}.",
-                        f'a column like "{own[role]}" in training.',
-                        f"Name it with --{role}. {suggest(str(own[role]), table.column_names)}",
-                    )
-                chosen[role] = str(looked[role])
-        return table, [chosen[role] for role in roles]
+            wanted = name or own[role]
+            if all(part in table.column_names for part in ((wanted,) if isinstance(wanted, str) else wanted or ())):
+                chosen[role] = wanted
+        if len(chosen) == len(roles):
+            return table, Columns(chosen["text"], chosen.get("pair"), chosen.get("label"), {})
+        found = find_columns(
+            table, {**chosen, **{role: name for role, name in named.items() if name}}, need_label=need_label
+        )
+        looked = {"text": found.text, "pair": found.pair, "label": found.label}
+        for role in roles:
+            if looked[role] is None:
+                usual = own[role] if isinstance(own[role], str) else ", ".join(own[role] or ())
+                raise ColumnError(
+                    f"{read.name}: no column for the {role}.",
+                    f'a column like "{usual}" in training.',
+                    f"Name it with --{role}. {suggest(str(usual), table.column_names)}",
+                )
+        return table, Columns(
+            found.text,
+            found.pair if self.task.pair is not None else None,
+            found.label if need_label else None,
+            found.reasons,
+        )
 
 
 def load(run_dir: str | Path) -> Run:

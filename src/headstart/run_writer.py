@@ -51,8 +51,9 @@ from headstart.training.state import Batch, TrainState, UpdateGradients
 
 if TYPE_CHECKING:
     from headstart.preparation import Plan
+    from headstart.tasks import Task
 
-__all__ = ["RunWriter", "describe_update", "shard_training", "share_state", "whole_state"]
+__all__ = ["RunWriter", "describe_update", "shard_training", "share_state", "whole_state", "write_task"]
 
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
 
@@ -307,11 +308,15 @@ def _make_run_dir(plan: Plan) -> None:
     plan.summary.run_dir = str(plan.run_dir)
 
 
+def write_task(plan: Plan, task: Task) -> None:
+    """Write what is learned, and the limit of a row if the recipe sets one."""
+    write_json(plan.run_dir / TASK_FILE, {**task.to_dict(), "max_length": plan.recipe.data.max_length})
+
+
 def _write_run_files(plan: Plan) -> None:
     """Write what is known before the first step. The recipe comes last: where it stands, the others do too."""
     data = plan.data
-    task = {**data.task.to_dict(), "max_length": plan.recipe.data.max_length}
-    write_json(plan.run_dir / TASK_FILE, task)
+    write_task(plan, data.task)
     write_json(plan.run_dir / ENVIRONMENT_FILE, describe_environment(plan.device))
     write_json(
         plan.run_dir / DATA_FILE,
@@ -331,6 +336,7 @@ def _write_run_files(plan: Plan) -> None:
             "columns": {role: {"column": name, "reason": reason} for role, name, reason in plan.summary.columns},
             "task_reason": data.task_reason,
             "labels": dict(plan.summary.labels),
+            "numbers": dict(plan.summary.numbers),
             "findings": [asdict(finding) for finding in data.findings],
             "notes": plan.summary.notes,
             "new_parameters": plan.loaded.new_parameters,

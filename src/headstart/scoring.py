@@ -17,36 +17,48 @@ from headstart.metrics import resolve_scores, score_intervals
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headstart.tasks import SequenceClassification
+    from headstart.tasks import Task
 
-__all__ = ["MAX_STORED_PROBABILITIES", "prediction_table", "score", "score_with_intervals"]
+__all__ = ["prediction_table", "score", "score_with_intervals"]
 
 # Scores that a class alone does not give.
 _OF_PROBABILITIES = ("roc_auc", "average_precision", "log_loss")
-# Past this number of classes only the most probable ones are stored.
-ALL_CLASSES_UP_TO = 100
-MAX_STORED_PROBABILITIES = 20
 
 
 def score_with_intervals(
-    predictions: np.ndarray, targets: np.ndarray, names: Sequence[str], *, confidence: float, seed: int
+    task: Task,
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    names: Sequence[str],
+    *,
+    confidence: float,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Score the rows that have a target, with a bootstrap interval for each score.
 
     Args:
-        predictions: probabilities, shape (N, K).
-        targets: class indices, shape (N,); rows with -1 are left out.
+        task: knows what predictions and targets mean.
+        predictions: shape (N, K).
+        targets: shape (N,) or (N, K); rows without one are left out.
         names: of scores.
         confidence: share of the interval, 0 to 1.
         seed: of the resampling.
+        groups: number of the group of each row, where rows of a group belong together, shape (N,).
 
     Returns:
         Score name to `{"value", "low", "high"}`; a number that is not defined for these rows is None.
     """
-    labelled = targets >= 0
+    known = task.has_target(targets)
+    if groups is not None:
+        groups = np.unique(groups[known], return_inverse=True)[1]
     # One precision for the model and its baselines: it decides how much a sure mistake costs in log_loss.
-    predictions = predictions.astype(np.float32)
-    scores = score_intervals(list(names), targets[labelled], predictions[labelled], confidence=confidence, seed=seed)
+    predictions = predictions.astype(np.float32)[known]
+    scores = task.score_intervals(predictions, targets[known], names, confidence=confidence, seed=seed, groups=groups)
+    return _without_undefined(scores)
+
+
+def _without_undefined(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
     return {name: {part: _finite_or_none(value) for part, value in parts.items()} for name, parts in scores.items()}
 
 
@@ -124,7 +136,15 @@ def score(
             probabilities = softmax(probabilities, axis=1)
         else:
             probabilities = probabilities / sums
-    return score_with_intervals(probabilities, targets.astype(np.int64), chosen, confidence=confidence, seed=seed)
+    labelled = targets >= 0
+    scores = score_intervals(
+        chosen,
+        targets[labelled].astype(np.int64),
+        probabilities[labelled].astype(np.float32),
+        confidence=confidence,
+        seed=seed,
+    )
+    return _without_undefined(scores)
 
 
 def _to_array(values: Any) -> np.ndarray:
@@ -160,35 +180,21 @@ def _rounding(values: Any) -> float:
 
 
 def prediction_table(
-    task: SequenceClassification, split: str, rows: np.ndarray, targets: np.ndarray, predictions: np.ndarray
+    task: Task, split: str, rows: np.ndarray, targets: np.ndarray, predictions: np.ndarray
 ) -> pa.Table:
     """Build the rows of `predictions.parquet` for one split.
 
     Args:
-        task: gives the column types and the classes.
+        task: gives the columns.
         split: "validation" or "test".
         rows: row numbers in the source, shape (N,).
-        targets: class indices, shape (N,); -1 becomes null.
-        predictions: probabilities, shape (N, K); past 100 classes the 20 largest are stored, largest first.
+        targets: what the task learns from each row, shape (N,) or (N, K); missing ones become null.
+        predictions: shape (N, K).
     """
     import pyarrow as pa
 
-    values: list[Any] = [*task.values, None]
-    stored = predictions
-    if predictions.shape[1] > ALL_CLASSES_UP_TO:
-        stored = -np.sort(-predictions, axis=1)[:, :MAX_STORED_PROBABILITIES]
-    flat = pa.array(stored.astype(np.float32).ravel())
-    offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * stored.shape[1])
-    return pa.table(
-        {
-            "split": [split] * len(rows),
-            "row": rows.astype(np.int64),
-            "label": [values[target] for target in targets],
-            "prediction": [values[index] for index in predictions.argmax(axis=1)],
-            "probabilities": pa.ListArray.from_arrays(offsets, flat),
-        },
-        schema=task.schema(),
-    )
+    columns = {"split": pa.array([split] * len(rows)), "row": pa.array(rows.astype(np.int64))}
+    return pa.table({**columns, **task.stored(predictions, targets)}, schema=task.schema())
 
 
 def _finite_or_none(value: float | None) -> float | None:

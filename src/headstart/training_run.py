@@ -173,7 +173,7 @@ def _loop_parts(
     pad_token_id = int(plan.loaded.tokenizer.pad_token_id)
 
     def make_batch(rows: np.ndarray) -> Batch:
-        batch = task.collate(split.encoded(), rows, split.targets, pad_token_id)
+        batch = task.collate(split.encoded(), rows, split.targets, pad_token_id, split.weights)
         return device.place(batch)
 
     def micro_batch(model: torch.nn.Module, batch: Batch, num_targets: int) -> tuple[torch.Tensor, int]:
@@ -247,10 +247,11 @@ def _evaluate(plan: Plan, model: torch.nn.Module) -> dict[str, float]:
         device=plan.device,
         processes=plan.processes,
     )
-    labelled = split.targets >= 0
+    predictions, targets = predictions[split.has_target], split.targets[split.has_target]
     best = plan.recipe.train.best
     names = [*plan.scores, *([best] if best not in (None, "last", *plan.scores) else [])]
-    return plan.data.task.score(predictions[labelled], split.targets[labelled], [str(name) for name in names])
+    # As the final scores: with what is chosen on these rows, such as thresholds.
+    return plan.data.task.tune(predictions, targets).score(predictions, targets, [str(name) for name in names])
 
 
 def _track(trackers: Trackers, record: Record) -> None:

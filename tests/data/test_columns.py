@@ -9,7 +9,8 @@ import datasets
 import pytest
 
 from headstart.data.column_kinds import read_labels
-from headstart.data.columns import Columns, find_columns, find_task
+from headstart.data.columns import Columns, find_columns
+from headstart.data.labels import find_labels
 from headstart.errors import ColumnError, LabelError
 
 LONG = [f"a rather long text about thing number {i}" for i in range(12)]
@@ -148,32 +149,30 @@ def test_large_table_is_described_from_a_sample() -> None:
     ],
 )
 def test_task_of_classes(labels: list[Any]) -> None:
-    name, reason = find_task(table(label=labels), "label")
-    assert name == "sequence_classification"
+    form, reason = find_labels(table(label=labels), ["label"])
+    assert form.task == "sequence_classification"
     assert '"label"' in reason
 
 
 @pytest.mark.parametrize(
     ("labels", "part"),
     [
-        ([0.5, 1.5, 2.0], "numbers with fractions, 3 different"),
-        ([["a"], ["b"]], "lists"),
         ([{"x": 1}], "objects"),
+        ([[["a"]]], "lists of"),
         ([None, None], "no label in any row"),
         (["", " "], "no label in any row"),
-        ([float(2**60) + i * 1000 for i in range(3)], "fractions"),
         ([f"id {i}" for i in range(300)], "300 different values in 300 rows"),
         ([datetime.date(2020, 1, 1)] * 2, "date"),
     ],
 )
 def test_task_of_what_is_no_class(labels: list[Any], part: str) -> None:
     with pytest.raises(LabelError, match=part):
-        find_task(table(label=labels), "label")
+        find_labels(table(label=labels), ["label"])
 
 
 def test_task_of_a_missing_column() -> None:
     with pytest.raises(ColumnError, match="Did you mean"):
-        find_task(table(label=CLASSES), "lable")
+        find_labels(table(label=CLASSES), ["lable"])
 
 
 def test_labels_are_plain_values() -> None:

@@ -20,7 +20,7 @@ from headstart.metrics import (
     resolve_scores,
     score_intervals,
 )
-from headstart.metrics.intervals import _count_score, _Ranking
+from headstart.metrics.intervals import Ranking, _count_score
 
 COUNTED = [name for name in CLASSIFICATION_SCORES if name not in ("roc_auc", "average_precision", "log_loss")]
 
@@ -108,7 +108,7 @@ def test_every_count_score_of_a_resample_is_the_score_of_its_rows(seed: int, num
 def test_a_weighted_ranking_is_the_ranking_of_the_repeated_rows(seed: int, num_rows: int, decimals: int) -> None:
     labels, probabilities = draw(seed, num_rows, 2, decimals)
     rows = np.random.default_rng(seed).integers(0, num_rows, num_rows)
-    ranking, weights = _Ranking(labels == 1, probabilities[:, 1]), np.bincount(rows, minlength=num_rows)
+    ranking, weights = Ranking(labels == 1, probabilities[:, 1]), np.bincount(rows, minlength=num_rows)
     direct = compute_scores(["roc_auc", "average_precision"], labels[rows], probabilities[rows])
     for name, value in direct.items():
         found = getattr(ranking, name)(weights)
@@ -193,7 +193,7 @@ def test_glue_tasks_have_their_own_scores() -> None:
     assert resolve_scores(None, 2, "hub:nyu-mll/glue/sst2[:10]") == ["accuracy"]
     assert resolve_scores(["glue/qqp", "log_loss"], 2, None) == ["accuracy", "f1", "log_loss"]
     assert resolve_scores(None, 2, "hub:imdb") == default_scores(2)
-    with pytest.raises(RecipeError, match="no classification task"):
+    with pytest.raises(RecipeError, match="a score of numbers"):
         resolve_scores(["glue/stsb"], 2, None)
 
 

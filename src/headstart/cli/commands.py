@@ -90,7 +90,7 @@ _JSON: Final = Option("--json", "print one JSON object; everything else goes to 
 _COLUMNS: Final = (
     Option("--text", "column of the text", "COL", "data.columns.text", "found by looking"),
     Option("--pair", "column of the second text of a pair", "COL", "data.columns.pair", "found by looking"),
-    Option("--label", "column of the label", "COL", "data.columns.label", "found by looking"),
+    Option("--label", "column of the label; several with commas", "COL", "data.columns.label", "found by looking"),
 )
 _SOURCES: Final = (
     "SOURCE is a CSV, TSV, JSON, JSONL or Parquet file (also .gz), a folder with train, validation and test files, or "
@@ -168,13 +168,15 @@ PREDICT: Final = Command(
         ),
         "Output": (
             Option("--output", "write a .csv, .tsv, .jsonl, .json or .parquet file", "FILE", default="a table"),
+            Option("--probabilities", "add a column with the probability of each class"),
             Option("--batch-size", "rows of one forward pass", "N", default="the recipe's", kind=int),
             _TRACEBACK,
         ),
     },
     (
-        "The columns prediction and probability are added; where the input has columns of these names, the new ones "
-        "are called model_prediction and model_probability.",
+        "The columns prediction and probability are added, prediction alone for several labels a row and for numbers; "
+        "where the input has columns of these names, the new ones are called model_prediction and model_probability. "
+        "A run that gives several labels writes them into one cell with a delimiter, and as lists to JSON and Parquet.",
     ),
 )
 

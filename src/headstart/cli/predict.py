@@ -62,14 +62,18 @@ def run_predict(arguments: argparse.Namespace) -> int:
         table, predictions, notes = predicted.table, predicted.predictions, predicted.notes
     else:
         table, predictions, notes = _predict_texts(run, arguments.texts, arguments.batch_size)
-    table, renamed = _with_predictions(table, predictions)
+    table, added, renamed = _with_predictions(
+        table, predictions, run, wants_probabilities=arguments.probabilities or False
+    )
+    if ending in (None, ".csv", ".tsv"):
+        table = _with_texts(table, getattr(run.task, "delimiter", None) or "|")
     for note in [*notes, *renamed]:
         print(note, file=sys.stderr)
     if ending is not None:
         _write(table, Path(arguments.output), ending)
         print(f"{table.num_rows:,} rows written to {arguments.output}", file=sys.stderr)
     elif sys.stdout.isatty():
-        _show(table, run, arguments)
+        _show(table, run, arguments, added)
     else:
         _write_rows(table, sys.stdout, "\t")
     return 0
@@ -150,23 +154,54 @@ def _read_lines(is_pair: bool) -> list[Any]:
     return list(pairs)
 
 
-def _with_predictions(table: pa.Table, predictions: Sequence[Prediction | None]) -> tuple[pa.Table, list[str]]:
-    """Add the columns `prediction` and `probability`; say where their names were taken."""
-    import pyarrow as pa
+def _with_predictions(
+    table: pa.Table, predictions: Sequence[Prediction | None], run: Run, *, wants_probabilities: bool
+) -> tuple[pa.Table, list[str], list[str]]:
+    """Add the columns that say what is predicted.
 
-    notes = []
-    columns = {
-        "prediction": pa.array([one.prediction if one is not None else None for one in predictions]),
-        "probability": pa.array([one.probability if one is not None else None for one in predictions], pa.float64()),
-    }
-    for name, values in columns.items():
+    Returns:
+        The table, the names of the new columns, and a note where a name was taken.
+    """
+    added, notes = [], []
+    for name, values in _new_columns(predictions, run, wants_probabilities=wants_probabilities).items():
         free = name
         while free in table.column_names:
             free = f"model_{free}"
         if free != name:
             notes.append(f'the input has a column "{name}"; the new one is called "{free}"')
         table = table.append_column(free, values)
-    return table, notes
+        added.append(free)
+    return table, added, notes
+
+
+def _new_columns(
+    predictions: Sequence[Prediction | None], run: Run, *, wants_probabilities: bool
+) -> dict[str, pa.Array]:
+    import pyarrow as pa
+
+    task = run.task
+    names = task.label_names
+
+    def cells(give: Any, kind: pa.DataType | None = None) -> pa.Array:
+        return pa.array([give(one) if one is not None else None for one in predictions], kind)
+
+    if task.score_kind == "number":
+        if wants_probabilities:
+            raise RecipeError(
+                "--probabilities has no effect: this run predicts numbers.", "a run with classes.", "Leave it out."
+            )
+        if len(names) > 1:
+            return {
+                f"prediction_{name}": cells(lambda one, name=name: one.prediction[name], pa.float64()) for name in names
+            }
+        return {"prediction": cells(lambda one: one.prediction, pa.float64())}
+    columns = {"prediction": cells(lambda one: one.prediction)}
+    if task.score_kind != "classes":
+        columns["probability"] = cells(lambda one: one.probability, pa.float64())
+    if wants_probabilities:
+        for index, name in enumerate(names):
+            columns[name] = cells(lambda one, index=index: one.probabilities[index], pa.float64())
+    return columns
 
 
 def _write(table: pa.Table, path: Path, ending: str) -> None:
@@ -203,6 +238,20 @@ def _open(path: Path, is_gzip: bool, mode: str) -> Any:
     return opener(path, mode, **text)
 
 
+def _with_texts(table: pa.Table, delimiter: str) -> pa.Table:
+    """Write lists of labels as texts, for formats that have no lists."""
+    import pyarrow as pa
+
+    for index, field in enumerate(table.schema):
+        if pa.types.is_list(field.type) or pa.types.is_large_list(field.type):
+            texts = [
+                None if labels is None else delimiter.join(map(str, labels))
+                for labels in table.column(index).to_pylist()
+            ]
+            table = table.set_column(index, field.name, pa.array(texts, pa.string()))
+    return table
+
+
 def _write_rows(table: pa.Table, file: Any, delimiter: str) -> None:
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     writer.writerow(table.column_names)
@@ -220,12 +269,12 @@ def _json_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
             }
 
 
-def _show(table: pa.Table, run: Run, arguments: argparse.Namespace) -> None:
+def _show(table: pa.Table, run: Run, arguments: argparse.Namespace, added: Sequence[str]) -> None:
     from headstart.display.predictions import show_predictions
 
     read = [arguments.text or run.task.text, arguments.pair or run.task.pair]
     show_predictions(
         {name: table.column(name).to_pylist() for name in table.column_names},
         texts=[name for name in read if name is not None and name in table.column_names],
-        added=table.column_names[-2:],
+        added=added,
     )

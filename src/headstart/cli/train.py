@@ -169,7 +169,7 @@ def _show_examples(run: Run, test: Any) -> None:
     texts = list(rows["text"])
     show_examples(
         [
-            Example(text, str(said.prediction), said.probability, str(label))
+            Example(text, str(said.prediction), said.probability or 0.0, str(label))
             for text, said, label in zip(texts, run.predict(texts), labels, strict=True)
         ]
     )

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["ColumnKind", "describe_column", "read_labels"]
+__all__ = ["ColumnKind", "describe_column", "read_labels", "sample_rows"]
 
 SAMPLE_ROWS = 10_000
 
@@ -30,12 +30,14 @@ class ColumnKind:
         num_distinct: different values in the sample; -1 where values cannot be compared.
         num_rows: rows with a value in the sample.
         mean_length: characters a value, for text.
+        is_binary: whether it holds 0 and 1, or true and false.
     """
 
     kind: str
     num_distinct: int
     num_rows: int
     mean_length: float
+    is_binary: bool = False
 
     def __str__(self) -> str:
         """Describe the column without an example."""
@@ -55,12 +57,7 @@ def describe_column(table: datasets.Dataset, name: str) -> ColumnKind:
     Returns:
         Its kind and a few numbers, never a value.
     """
-    rows = table
-    if table.num_rows > SAMPLE_ROWS:
-        # Drawn, not every n-th row: a file may repeat its classes in a fixed order.
-        drawn = np.random.default_rng(0).choice(table.num_rows, SAMPLE_ROWS, replace=False)
-        rows = table.select(np.sort(drawn))
-    array = rows.select_columns([name]).with_format("arrow")[:].column(name)
+    array = sample_rows(table).select_columns([name]).with_format("arrow")[:].column(name)
     values = array.drop_null()
     type = array.type
     if getattr(table.features[name], "names", None) is not None:
@@ -80,7 +77,18 @@ def describe_column(table: datasets.Dataset, name: str) -> ColumnKind:
         kind = "number"
     else:
         return ColumnKind(str(type), -1, len(values), 0.0)
-    return ColumnKind(kind, len(pc.unique(values)), len(values), 0.0)
+    different = pc.unique(values)
+    is_binary = kind != "number" and 0 < len(different) <= 2 and {int(value.as_py()) for value in different} <= {0, 1}
+    return ColumnKind(kind, len(different), len(values), 0.0, is_binary)
+
+
+def sample_rows(table: datasets.Dataset) -> datasets.Dataset:
+    """Take up to 10,000 rows, spread over a table; the same ones each time."""
+    if table.num_rows <= SAMPLE_ROWS:
+        return table
+    # Drawn, not every n-th row: a file may repeat its classes in a fixed order.
+    drawn = np.random.default_rng(0).choice(table.num_rows, SAMPLE_ROWS, replace=False)
+    return table.select(np.sort(drawn))
 
 
 def read_labels(table: datasets.Dataset, label: str) -> pa.Array:

@@ -1,10 +1,9 @@
-"""Which column is text, pair and label, and which task they make.
+"""Which column is text, pair and label.
 
-Holds the usual names, the description of a column, and the reading of labels. Imports numpy and
+Holds the usual names, and the guesses; what the labels make is in labels.py. Imports numpy and
 pyarrow.
 
     table + what the user named -> Columns(text, pair, label, reasons)
-    table + label               -> task name and why
 """
 
 from __future__ import annotations
@@ -13,16 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from headstart.data.column_kinds import ColumnKind, describe_column, read_labels
-from headstart.errors import ColumnError, LabelError, nearest_name, suggest
+from headstart.data.column_kinds import ColumnKind, describe_column
+from headstart.errors import ColumnError, nearest_name, suggest
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Columns", "find_columns", "find_task", "read_labels"]
+__all__ = ["Columns", "find_columns"]
 
 ROLES = ("text", "pair", "label")
 PAIR_NAMES = (
@@ -94,7 +90,6 @@ ID_NAMES = {
     "unnamed: 0",
 }
 MAX_CLASSES_WITHOUT_NAME = 50  # a column of another name is taken as label only up to this many classes
-MAX_CLASSES = 100  # past this, a label that is different in every second row is no class
 SHOWN_NAME_CHARACTERS = 40
 TOKENISED = "These rows are token ids: give the table that they were made from; its texts are tokenised here."
 
@@ -106,17 +101,31 @@ class Columns:
     Args:
         text: the column with the text.
         pair: the column with the second text, if rows are pairs.
-        label: the column with the class, if there is one.
+        label: the column with the label, if there is one; several where each class or number has
+            its own.
         reasons: why each found column was taken, by role.
     """
 
     text: str
     pair: str | None
-    label: str | None
+    label: str | tuple[str, ...] | None
     reasons: dict[str, str]
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of labels; none where there is no label."""
+        if self.label is None:
+            return ()
+        return (self.label,) if isinstance(self.label, str) else self.label
 
-def find_columns(table: datasets.Dataset, requested: Mapping[str, str], *, need_label: bool = True) -> Columns:
+
+def find_columns(
+    table: datasets.Dataset,
+    requested: Mapping[str, str | Sequence[str]],
+    *,
+    need_label: bool = True,
+    others: Sequence[str] = (),
+) -> Columns:
     """Find the columns: what is named, then what has a usual name, then what looks like it.
 
     A guess is made only where one column fits; everything else is an error that describes the
@@ -124,9 +133,11 @@ def find_columns(table: datasets.Dataset, requested: Mapping[str, str], *, need_
 
     Args:
         table: the rows.
-        requested: role ("text", "pair", "label") to column, as the user named them. Where text is
-            named and pair is not, rows are single texts.
+        requested: role ("text", "pair", "label") to column, as the user named them; of label also
+            several, as a list or with commas between them. Where text is named and pair is not,
+            rows are single texts.
         need_label: whether a table without a label is an error.
+        others: columns that mean something else (weights, groups), which are not guessed.
 
     Returns:
         The columns and the reason for each.
@@ -142,23 +153,52 @@ def find_columns(table: datasets.Dataset, requested: Mapping[str, str], *, need_
         'sentence'
     """
     kinds = {name: describe_column(table, name) for name in table.column_names}
-    found = _check_requested(kinds, {role: name for role, name in requested.items() if name})
+    for name in others:
+        if name not in kinds:
+            raise ColumnError(
+                f'There is no column "{name}"; the table has: {_names(kinds)}.',
+                "A column that is there.",
+                suggest(name, list(kinds)),
+            )
+    asked = {role: _split_names(name, kinds) for role, name in requested.items() if name}
+    _check_requested(kinds, asked)
+    found = {role: names[0] for role, names in asked.items()}
     reasons = dict.fromkeys(found, "named by you")
+    left = {name: kind for name, kind in kinds.items() if name not in others}
     if "text" not in found:
-        _find_texts(kinds, found, reasons, need_label)
-    if "label" not in found:
-        _find_label(kinds, found, reasons, need_label)
-    ordered = {role: reasons[role] for role in ROLES if role in found}
-    return Columns(found["text"], found.get("pair"), found.get("label"), ordered)
+        left_of_labels = {name: kind for name, kind in left.items() if name not in asked.get("label", ())}
+        _find_texts(left_of_labels, found, reasons, need_label)
+    labels = asked.get("label", ())
+    if not labels:
+        labels, reason = _find_label(left, found, need_label)
+        if labels:
+            reasons["label"] = reason
+    ordered = {role: reasons[role] for role in ROLES if role in reasons}
+    label = (labels[0] if len(labels) == 1 else labels) if labels else None
+    return Columns(found["text"], found.get("pair"), label, ordered)
 
 
-def _check_requested(kinds: Mapping[str, ColumnKind], requested: Mapping[str, str]) -> dict[str, str]:
-    for role, name in requested.items():
+def _split_names(given: str | Sequence[str], kinds: Mapping[str, ColumnKind]) -> tuple[str, ...]:
+    """Take names apart that have commas between them, where that gives columns."""
+    if not isinstance(given, str):
+        return tuple(given)
+    parts = tuple(part.strip() for part in given.split(","))
+    return parts if given not in kinds and len(parts) > 1 else (given,)
+
+
+def _check_requested(kinds: Mapping[str, ColumnKind], requested: Mapping[str, Sequence[str]]) -> None:
+    for role, name in [(role, name) for role, given in requested.items() for name in given]:
         if role not in ROLES:
             raise ColumnError(
                 f'data.columns names the role "{role}".',
                 f"One of {', '.join(ROLES)}.",
                 suggest(role, ROLES),
+            )
+        if role != "label" and len(requested[role]) > 1:
+            raise ColumnError(
+                f"data.columns.{role} names {len(requested[role])} columns.",
+                "One column; several are for labels.",
+                "Name one of them.",
             )
         if name not in kinds:
             raise ColumnError(
@@ -172,16 +212,17 @@ def _check_requested(kinds: Mapping[str, ColumnKind], requested: Mapping[str, st
                 "A column of strings.",
                 f"Name another column. The table has:\n{_list(kinds)}",
             )
-    names = list(requested.values())
+    names = [name for given in requested.values() for name in given]
     for name in names:
         if names.count(name) > 1:
-            roles = [role for role in requested if requested[role] == name]
+            roles = [role for role in requested if name in requested[role]]
             raise ColumnError(
-                f'The column "{name}" is named for more than one role: {", ".join(roles)}.',
+                f'The column "{name}" is named for more than one role: {", ".join(roles)}.'
+                if len(roles) > 1
+                else f'The column "{name}" is named twice for {roles[0]}.',
                 "Another column for each role.",
                 f"Available: {_names(kinds)}.",
             )
-    return dict(requested)
 
 
 def _fix(role: str, name: str, kinds: Mapping[str, ColumnKind]) -> str:
@@ -242,36 +283,32 @@ def _is_usual_label(name: str) -> bool:
 
 def _looks_like_classes(kind: ColumnKind) -> bool:
     few = 0 < kind.num_distinct <= min(MAX_CLASSES_WITHOUT_NAME, kind.num_rows / 2)
-    return kind.kind in ("class", "boolean") or (kind.kind in ("text", "integer") and few)
+    return kind.kind in ("class", "boolean") or kind.is_binary or (kind.kind in ("text", "integer") and few)
 
 
 def _find_label(
-    kinds: Mapping[str, ColumnKind],
-    found: dict[str, str],
-    reasons: dict[str, str],
-    need_label: bool,
-) -> None:
+    kinds: Mapping[str, ColumnKind], found: Mapping[str, str], need_label: bool
+) -> tuple[tuple[str, ...], str]:
+    """Find the column, or the columns, of labels, and say why."""
     taken = set(found.values())
     by_lower = {name.lower(): name for name in reversed(list(kinds)) if name not in taken}
     for lower in LABEL_NAMES:
         if lower in by_lower:
-            found["label"], reasons["label"] = (
-                by_lower[lower],
-                "the column name is usual for labels",
-            )
-            return
+            return (by_lower[lower],), "the column name is usual for labels"
     if not need_label:
-        return
-    candidates = [
-        name
-        for name, kind in kinds.items()
-        if name not in taken and name.lower() not in ID_NAMES and _looks_like_classes(kind)
-    ]
-    if len(candidates) != 1:
-        raise _ambiguous("label", kinds, candidates)
-    name = candidates[0]
-    found["label"] = name
-    reasons["label"] = f"the only column with few different values ({kinds[name].num_distinct:,})"
+        return (), ""
+    left = {name: kind for name, kind in kinds.items() if name not in taken and name.lower() not in ID_NAMES}
+    candidates = [name for name, kind in left.items() if _looks_like_classes(kind)]
+    if len(candidates) == 1:
+        name = candidates[0]
+        return (name,), f"the only column with few different values ({kinds[name].num_distinct:,})"
+    if candidates and all(kinds[name].is_binary for name in candidates):
+        return tuple(candidates), f"{len(candidates)} columns hold 0 and 1"
+    for kind, words in (("list", "lists"), ("number", "numbers with fractions")):
+        names = [name for name in left if left[name].kind == kind]
+        if not candidates and len(names) == 1:
+            return (names[0],), f"the only column that holds {words}"
+    raise _ambiguous("label", kinds, candidates)
 
 
 def _ambiguous(role: str, kinds: Mapping[str, ColumnKind], candidates: Sequence[str]) -> ColumnError:
@@ -296,60 +333,3 @@ def _names(kinds: Mapping[str, ColumnKind]) -> str:
 def _list(kinds: Mapping[str, ColumnKind]) -> str:
     lines = [f"- {_short(name)}: {kind}" for name, kind in kinds.items()]
     return "\n".join(lines[:20] + ([f"- and {len(lines) - 20:,} more"] if len(lines) > 20 else []))
-
-
-def find_task(table: datasets.Dataset, label: str) -> tuple[str, str]:
-    """Choose the task from what the label column holds.
-
-    Args:
-        table: the rows for training.
-        label: the column with the labels.
-
-    Returns:
-        The task's name and why.
-
-    Raises:
-        ColumnError: there is no such column.
-        LabelError: the labels are no classes: lists, numbers with fractions, or different in almost
-            every row.
-
-    Example:
-        >>> import datasets
-        >>> find_task(datasets.Dataset.from_dict({"label": ["a", "b", "a"]}), "label")
-        ('sequence_classification', 'the column "label" holds 2 classes (text)')
-    """
-    if label not in table.column_names:
-        raise ColumnError(
-            f'There is no column "{label}".',
-            "The column of the labels.",
-            suggest(label, table.column_names),
-        )
-    kind = describe_column(table, label)
-    expected = "One class a row: text, an integer, true or false."
-    if kind.kind in ("list", "object"):
-        raise LabelError(
-            f'The column "{label}" holds {kind.kind}s, not one label a row.',
-            expected,
-            "Give each row one class; several labels a row and labels of tokens are other tasks.",
-        )
-    values = read_labels(table, label).drop_null()
-    num_classes = len(pc.unique(values))
-    if num_classes == 0:
-        raise LabelError(f'The column "{label}" has no label in any row.', expected, "Name another column.")
-    if pa.types.is_floating(values.type):
-        raise LabelError(
-            f'The column "{label}" holds numbers with fractions, {num_classes:,} different: a score, not a class.',
-            expected,
-            "Predicting a number is another task. Turn the numbers into classes, or name another column.",
-        )
-    if kind.kind not in ("text", "class", "boolean", "integer", "number"):
-        raise LabelError(f'The column "{label}" holds {kind.kind}.', expected, "Name another column.")
-    if num_classes > MAX_CLASSES and num_classes > len(values) / 2:
-        raise LabelError(
-            f'The column "{label}" has {num_classes:,} different values in {len(values):,} rows.',
-            "A class that several rows share.",
-            "Name the column with the class; this one looks like an id or a number to predict.",
-        )
-    classes = "1 class" if num_classes == 1 else f"{num_classes:,} classes"
-    kind_name = {"class": "named", "number": "whole numbers"}.get(kind.kind, kind.kind)
-    return "sequence_classification", f'the column "{label}" holds {classes} ({kind_name})'

@@ -44,7 +44,8 @@ class PlanSummary:
         task, task_reason: what is learned, and why.
         columns: (role, column, why).
         splits: (name, rows, where they come from).
-        labels: (name, rows in train).
+        labels: (name, rows in train), of classes or labels.
+        numbers: (name, what values it has in train), of numbers to predict.
         lengths: in tokens, of the training rows: "median", "p95", "longest" (before truncation), "max_length",
             "truncated_rows", "lost_tokens".
         model: name of the checkpoint.
@@ -90,6 +91,7 @@ class PlanSummary:
     notes: list[str]
     processes: int = 1
     fast: dict[str, str] = field(default_factory=dict)
+    numbers: list[tuple[str, str]] = field(default_factory=list)
 
 
 _NOT_USED = "not used: "
@@ -129,15 +131,22 @@ def _describe_data(summary: PlanSummary, console: Console) -> list[tuple[str, Re
         ("rows", rows_grid(splits, "lr")),
     ]
     if summary.labels:
-        block.append(("labels", _label_rows(summary.labels, console)))
+        block.append(("labels", _label_rows(summary.labels, _num_rows(summary), console)))
+    if summary.numbers:
+        numbers = [(shorten(name, _MAX_LABEL_LENGTH), plain(words, FAINT)) for name, words in summary.numbers]
+        block.append(("numbers", rows_grid(numbers)))
     if summary.lengths:
         block.append(("lengths", _describe_lengths(summary)))
     return block
 
 
-def _label_rows(labels: list[tuple[str, int]], console: Console) -> Table:
-    """Draw the classes in their order; of very many the largest, with a line about the rest."""
-    total, largest = sum(number for _, number in labels), max(number for _, number in labels)
+def _num_rows(summary: PlanSummary) -> int:
+    return next((rows for name, rows, _ in summary.splits if name == "train"), 0)
+
+
+def _label_rows(labels: list[tuple[str, int]], total: int, console: Console) -> Table:
+    """Draw the labels in their order, with the share of rows; of very many the largest, and a line about the rest."""
+    largest = max(number for _, number in labels)
     shown, rest = labels, labels[:0]
     if len(labels) > _MAX_LABELS_SHOWN:
         by_size = sorted(labels, key=lambda label: -label[1])
@@ -165,7 +174,7 @@ def _describe_lengths(summary: PlanSummary) -> Text:
     limit = f"the limit is {lengths['max_length']:,} tokens: "
     if not lengths["truncated_rows"]:
         return text.append(f"{limit}no row is cut")
-    rows = next((rows for name, rows, _ in summary.splits if name == "train"), 0)
+    rows = _num_rows(summary)
     share = f" ({lengths['truncated_rows'] / rows:.1%})" if rows else ""
     cut = f"{count(lengths['truncated_rows'], 'row')}{share} cut, {count(lengths['lost_tokens'], 'token')} lost"
     return text.append(limit).append(cut, style="yellow")

@@ -9,7 +9,7 @@ Layer 6; imports Lightning.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from headstart.lightning.trainer_settings import check_own_module
 from headstart.models import load
 from headstart.parts.planned_loader import MicroBatch
 from headstart.parts.rows import EncodedRows
-from headstart.plan_summary import model_name
+from headstart.plan_summary import column_reasons, model_name
 from headstart.reading import ReadData, name_splits, read_data, tokenise_splits, with_training_rows
 from headstart.recipe import Recipe, build_recipe
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from headstart.data.batches import Order
-    from headstart.tasks import SequenceClassification
+    from headstart.tasks import Task
 
 __all__ = ["TaskDataModule"]
 
@@ -161,7 +161,7 @@ class TaskDataModule(LightningDataModule):
         return self._data
 
     @property
-    def task(self) -> SequenceClassification:
+    def task(self) -> Task:
         """What is learned, with its labels."""
         return self.data.task
 
@@ -191,7 +191,8 @@ class TaskDataModule(LightningDataModule):
                 f'Name them: TaskDataModule(..., {split}="more.csv").',
             )
         targets = found.targets if found.is_labelled else None
-        return EncodedRows(self.task, found.encoded(), targets, pad_token_id=int(self.tokenizer.pad_token_id))
+        pad_token_id = int(self.tokenizer.pad_token_id)
+        return EncodedRows(self.task, found.encoded(), targets, pad_token_id=pad_token_id, weights=found.weights)
 
     def train_dataloader(self) -> TrainLoader:
         """Give the planned batches of this process; updates end where the Trainer steps."""
@@ -279,7 +280,7 @@ class TaskDataModule(LightningDataModule):
                 "a label in at least one row.",
                 "Call trainer.predict(module, data), which needs none.",
             )
-        return self._evaluation_loader(rows, np.flatnonzero(rows.targets >= 0))
+        return self._evaluation_loader(rows, np.flatnonzero(self.task.has_target(rows.targets)))
 
     def _evaluation_loader(self, rows: EncodedRows, chosen: np.ndarray, *, in_order: bool = False) -> EvaluationLoader:
         trainer = self.trainer
@@ -311,7 +312,7 @@ class TaskDataModule(LightningDataModule):
 
 def _sentences(data: ReadData) -> list[str]:
     """Say what was read, decided and found."""
-    columns: Mapping[str, str | None] = {"text": data.task.text, "pair": data.task.pair, "label": data.task.label}
+    columns = {role: name for role, name, _ in column_reasons(data)}
     named = ", ".join(f'{role} "{name}"' for role, name in columns.items() if name is not None)
     splits = [f"{len(split.rows):,} {name} rows ({split.origin})" for name, split in data.splits.items()]
     labels = ", ".join(data.task.label_names[:10]) + (", ..." if len(data.task.label_names) > 10 else "")

@@ -22,7 +22,7 @@ from headstart.results import write_results
 from headstart.run import Run
 from headstart.run_writer import RunWriter
 from headstart.runlog import MODEL_DIR, RECIPE_FILE
-from headstart.tasks import SequenceClassification
+from headstart.tasks import Task
 from headstart.training.device import choose_device
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ReadRun:
     """
 
     given: Given
-    task: SequenceClassification
+    task: Task
     model: torch.nn.Module
     updates_made: int
 

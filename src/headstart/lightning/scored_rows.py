@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from headstart.parts.planned_loader import MicroBatch
-from headstart.tasks import SequenceClassification
+from headstart.tasks import Task
 
 __all__ = ["ScoredRows"]
 
 
 class ScoredRows:
-    """Collect probabilities, targets and losses of rows.
+    """Collect predictions, targets and losses of rows.
 
     Example:
         >>> scored = ScoredRows()
@@ -33,14 +33,14 @@ class ScoredRows:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._loss_sum = 0.0
 
-    def predict(self, task: SequenceClassification, model: torch.nn.Module, batch: Any) -> None:
+    def predict(self, task: Task, model: torch.nn.Module, batch: Any) -> None:
         """Predict the rows of a batch, and take them.
 
         Args:
             task: of the model.
             model: in evaluation mode.
             batch: a `MicroBatch`, or the tensors of a loader of one's own, whose rows count in their order. Rows
-                without labels have targets of -1, and no loss.
+                without labels have no targets, and no loss.
         """
         tensors = batch.tensors if isinstance(batch, MicroBatch) else batch
         outputs = task.run(model, tensors, "predict")
@@ -49,7 +49,7 @@ class ScoredRows:
             rows = batch.dealt.rows[: batch.dealt.num_counted]
         else:
             rows = self.num_rows + np.arange(len(predictions))
-        targets, loss = np.full(len(predictions), -1), 0.0
+        targets, loss = task.no_targets(len(predictions)), 0.0
         if "labels" in tensors and len(rows):
             targets, loss = tensors["labels"].cpu().numpy(), float(task.loss(outputs, tensors))
         self.add(rows, predictions[: len(rows)], targets[: len(rows)], loss_sum=loss)
@@ -64,15 +64,15 @@ class ScoredRows:
 
         Args:
             rows: their numbers, shape (B,).
-            predictions: probabilities of the classes, shape (B, K).
-            targets: classes, shape (B,).
+            predictions: shape (B, K).
+            targets: shape (B,) or (B, K).
             loss_sum: sum of their losses.
         """
         self._parts.append((rows, predictions, targets))
         self._loss_sum += loss_sum
 
     def over_all_processes(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Give what all processes have, in the order of the rows: predictions (N, K), targets (N,), the mean loss.
+        """Give what all processes have, in the order of the rows: predictions (N, K), targets, the mean loss.
 
         All processes call this together, and get the same.
         """

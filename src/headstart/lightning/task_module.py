@@ -30,7 +30,7 @@ from headstart.metrics import resolve_scores
 from headstart.models import load
 from headstart.parts.planned_loader import MicroBatch
 from headstart.recipe import Recipe, build_recipe
-from headstart.tasks import SequenceClassification, task_from_dict
+from headstart.tasks import Task, task_from_dict
 from headstart.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class TaskModule(LightningModule):
         recipe: GivenRecipe = None,
         *,
         settings: Sequence[str] = (),
-        task: SequenceClassification | Mapping[str, Any] | None = None,
+        task: Task | Mapping[str, Any] | None = None,
         model: str | None = None,
         learning_rate: float | None = None,
         optimizer: Literal["adamw", "sgd"] | None = None,
@@ -110,7 +110,7 @@ class TaskModule(LightningModule):
         }
         self.given: Given = collect(recipe, settings, values)
         self.recipe: Recipe = build_recipe(values=self.given)
-        self.task: SequenceClassification | None = task_from_dict(task) if isinstance(task, Mapping) else task
+        self.task: Task | None = task_from_dict(task) if isinstance(task, Mapping) else task
         self.model: torch.nn.Module | None = None
         self.scores: list[str] = []
         self.updates_made = 0
@@ -155,10 +155,12 @@ class TaskModule(LightningModule):
         if self.recipe.train.threads is not None:
             torch.set_num_threads(self.recipe.train.threads)
         source = data.source if data is not None and isinstance(data.source, str) else None
-        self.scores = resolve_scores(self.recipe.evaluate.scores, len(self.known_task.label_names), source)
+        self.scores = resolve_scores(
+            self.recipe.evaluate.scores, len(self.known_task.label_names), source, self.known_task.score_kind
+        )
         self._keep_hyperparameters()
 
-    def _take_task(self, task: SequenceClassification) -> None:
+    def _take_task(self, task: Task) -> None:
         if self.task is not None and self.task.label_names != task.label_names:
             raise LabelError(
                 f"The model tells apart {', '.join(self.task.label_names[:10])}; the rows have the labels "
@@ -169,7 +171,7 @@ class TaskModule(LightningModule):
         self.task = self.task or task
 
     @property
-    def known_task(self) -> SequenceClassification:
+    def known_task(self) -> Task:
         """The task.
 
         Raises:
@@ -207,6 +209,7 @@ class TaskModule(LightningModule):
                     load.resolve_checkpoint(self.recipe.model.checkpoint),
                     self.known_task.label_names,
                     seed=self.recipe.train.seed,
+                    problem_type=self.known_task.problem_type,
                     revision=self.recipe.model.revision,
                     dropout=self.recipe.model.dropout,
                 )
@@ -399,7 +402,7 @@ class TaskModule(LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Give the probabilities of the classes for the rows of a batch, float32 of shape (B, K).
+        """Give what the task predicts for the rows of a batch, probabilities or numbers, float32 of shape (B, K).
 
         Every process gets those of all: `torch.cat(trainer.predict(module, data))` has a line for each row, in order.
         """
@@ -409,7 +412,7 @@ class TaskModule(LightningModule):
 
     def _log_scores(self, prefix: str) -> None:
         predictions, targets, loss = self._scored.over_all_processes()
-        scores = self.known_task.score(predictions, targets, self.scores)
+        scores = self.known_task.tune(predictions, targets).score(predictions, targets, self.scores)
         values = {f"{prefix}_loss": loss, **{f"{prefix}_{name}": value for name, value in scores.items()}}
         in_bar = (f"{prefix}_loss", *(f"{prefix}_{name}" for name in self.scores[:1]))
         for name, value in values.items():

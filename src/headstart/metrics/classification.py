@@ -11,13 +11,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINARY_SCORES", "CLASSIFICATION_SCORES", "clip_probabilities", "compute_scores"]
+__all__ = ["BINARY_SCORES", "CLASSIFICATION_SCORES", "ORDINAL_SCORES", "clip_probabilities", "compute_scores"]
 
 Labels = npt.NDArray[np.integer]
 Probabilities = npt.NDArray[np.floating]
 
 BINARY_SCORES: Final = ("f1", "precision", "recall")
 """Scores of the positive class, which is class 1, as in GLUE and scikit-learn; defined for two classes only."""
+
+ORDINAL_SCORES: Final = ("quadratic_weighted_kappa", "mae")
+"""Scores of classes that have an order; a class counts as far from the next as that from the one after."""
 
 CLASSIFICATION_SCORES: Final = (
     "accuracy",
@@ -45,7 +48,7 @@ def compute_scores(names: Sequence[str], labels: Labels, probabilities: Probabil
     class.
 
     Args:
-        names: of scores, each in `CLASSIFICATION_SCORES`.
+        names: of scores, each in `CLASSIFICATION_SCORES` or, where the classes have an order, `ORDINAL_SCORES`.
         labels: class index of each row, shape (N,).
         probabilities: shape (N, K); each row sums to 1.
 
@@ -119,6 +122,18 @@ def _ranked(name: str) -> Callable[[Labels, Labels, Probabilities], float]:
     return compute
 
 
+def _quadratic_weighted_kappa(labels: Labels, predictions: Labels, probabilities: Probabilities) -> float:
+    from sklearn.metrics import cohen_kappa_score
+
+    if len(np.unique(np.concatenate([labels, predictions]))) == 1:
+        return float("nan")  # scikit-learn's value, without its warning
+    return float(cohen_kappa_score(labels, predictions, weights="quadratic", labels=np.arange(probabilities.shape[1])))
+
+
+def _mean_class_distance(labels: Labels, predictions: Labels, probabilities: Probabilities) -> float:
+    return float(np.abs(labels - predictions).mean())
+
+
 def _log_loss(labels: Labels, predictions: Labels, probabilities: Probabilities) -> float:
     from sklearn.metrics import log_loss
 
@@ -155,4 +170,6 @@ _SCORERS: Final[dict[str, Callable[[Labels, Labels, Probabilities], float]]] = {
     "roc_auc": _ranked("roc_auc"),
     "average_precision": _ranked("average_precision"),
     "log_loss": _log_loss,
+    "quadratic_weighted_kappa": _quadratic_weighted_kappa,
+    "mae": _mean_class_distance,
 }

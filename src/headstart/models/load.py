@@ -168,6 +168,7 @@ def load_classifier(
     label_names: Sequence[str],
     *,
     seed: int,
+    problem_type: str = "single_label_classification",
     revision: str | None = None,
     dropout: float | None = None,
 ) -> LoadedModel:
@@ -177,8 +178,9 @@ def load_classifier(
 
     Args:
         checkpoint: hub name or folder.
-        label_names: one name a class; their order is the order of the logits.
+        label_names: one name for each of the logits, in their order.
         seed: decides the new parameters.
+        problem_type: what transformers calls what the logits mean.
         revision: branch, tag or commit of a hub checkpoint.
         dropout: sets every dropout probability of the model; None keeps its own.
 
@@ -204,7 +206,7 @@ def load_classifier(
             config.num_labels = len(label_names)
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: index for index, name in enumerate(label_names)}
-            config.problem_type = "single_label_classification"
+            config.problem_type = problem_type
             if dropout is not None:
                 _set_dropout(config, dropout)
             model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from headstart.data.columns import TOKENISED
 from headstart.data.tokens import Tokens
 from headstart.errors import ColumnError, DataError, HeadstartWarning, RecipeError, format_rows, suggest
-from headstart.tasks import SequenceClassification
+from headstart.tasks import SequenceClassification, Task
 
 if TYPE_CHECKING:
     import datasets
@@ -66,6 +66,7 @@ class EncodedRows(Dataset[EncodedRow]):
         tokens: of N rows.
         targets: what is learned of each row, shape (N,); None where there is nothing.
         pad_token_id: fills a row up to the longest of its batch.
+        weights: what each row counts in the loss of its task, shape (N,); None where all count alike.
 
     Example:
         >>> from headstart.tasks import SequenceClassification
@@ -76,12 +77,19 @@ class EncodedRows(Dataset[EncodedRow]):
     """
 
     def __init__(
-        self, task: SequenceClassification, tokens: Tokens, targets: np.ndarray | None, *, pad_token_id: int
+        self,
+        task: Task,
+        tokens: Tokens,
+        targets: np.ndarray | None,
+        *,
+        pad_token_id: int,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.task = task
         self.tokens = tokens
         self.targets = targets
         self.pad_token_id = pad_token_id
+        self.weights = weights
         self._number = next(_owners)
 
     @property
@@ -99,7 +107,7 @@ class EncodedRows(Dataset[EncodedRow]):
         if self.tokens.token_type_ids is not None:
             row["token_type_ids"] = self.tokens.token_type_ids[start:end].tolist()
         if self.targets is not None:
-            row["labels"] = self.targets[index].item()
+            row["labels"] = self.targets[index].tolist()
         row.index, row.owner, row.is_changed = index, self._number, False
         return row
 
@@ -118,7 +126,7 @@ class EncodedRows(Dataset[EncodedRow]):
             `input_ids`, `attention_mask` (and `token_type_ids`), int64 of shape (B, T); `labels` of shape (B,).
         """
         numbers = [self._number_of(row) for row in rows]
-        return dict(self.task.collate(self.tokens, np.asarray(numbers), self.targets, self.pad_token_id))
+        return dict(self.task.collate(self.tokens, np.asarray(numbers), self.targets, self.pad_token_id, self.weights))
 
     def _number_of(self, row: Any) -> int:
         if isinstance(row, EncodedRow) and row.owner == self._number and not row.is_changed:
@@ -140,7 +148,7 @@ def encode_rows(
     pair: str | None = None,
     label: str | None = None,
     max_length: int | None = None,
-    task: SequenceClassification | None = None,
+    task: Task | None = None,
 ) -> EncodedRows:
     """Tokenise the rows of a table, once for all runs, and learn its labels.
 
@@ -191,15 +199,16 @@ def encode_rows(
                 "the number of tokens that the model can read.",
                 "Write max_length=model.config.max_position_embeddings, or a smaller number.",
             )
-    targets = task.targets(table) if task.label in table.column_names else None
-    if targets is not None and (targets < 0).any():
-        missing = np.flatnonzero(targets < 0)
+    columns = (task.label,) if isinstance(task.label, str) else task.label
+    targets = task.targets(table) if all(name in table.column_names for name in columns) else None
+    if targets is not None and not task.has_target(targets).all():
+        missing = np.flatnonzero(~task.has_target(targets))
         if len(missing) < len(targets):
             empty = "is not None" if "-1" in task.label_names else "not in (None, -1)"
             raise DataError(
-                f'The column "{task.label}" is empty in {len(missing):,} row(s): {format_rows(missing.tolist())}.',
+                f'The column "{columns[0]}" is empty in {len(missing):,} row(s): {format_rows(missing.tolist())}.',
                 "a label in every row, or in none.",
-                f'Leave these rows out: table.filter(lambda row: row["{task.label}"] {empty}).',
+                f'Leave these rows out: table.filter(lambda row: row["{columns[0]}"] {empty}).',
             )
         targets = None
     if not isinstance(max_length, int):
@@ -232,7 +241,7 @@ def _check_table(table: Any) -> None:
     )
 
 
-def _check_agrees(task: SequenceClassification, named: Mapping[str, str | None]) -> None:
+def _check_agrees(task: Task, named: Mapping[str, str | None]) -> None:
     """Raise where a column is named that the task does not read: it would have no effect."""
     for role, name in named.items():
         learned = getattr(task, role)
