@@ -44,6 +44,8 @@ LAYERS = {
     "run_identity": 5,
     "run_list": 5,
     "run_writer": 5,
+    "study": 5,
+    "study_training": 5,
     "training_run": 5,
     "cli": 6,
     "drop_in": 6,

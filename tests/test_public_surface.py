@@ -9,16 +9,16 @@ from headstart.recipe import Recipe
 from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, StopRecord, WarningRecord
 
 NAMES = (
-    "AdamW CheckpointError DataError EncodedRows HeadstartError HeadstartWarning ModelError PlannedBatches Prediction "
-    "Recipe RecipeError Run Trainer TrainingArguments TrainingError build_optimizer build_schedule collate_tokens "
-    "encode_rows evaluate finetune iterate_updates last_checkpoint learning_rate_factor list_runs load "
-    "load_checkpoint load_dataset load_metric plan_batches prepare_loader read_source resolve_checkpoint "
-    "save_checkpoint score speed_up tokenize_table"
+    "AdamW CheckpointError DataError EncodedRows HeadstartError HeadstartWarning ModelError PlannedBatches "
+    "Prediction Recipe RecipeError Run Study Trainer TrainingArguments TrainingError build_optimizer "
+    "build_schedule collate_tokens cross_validate encode_rows evaluate finetune finetune_seeds iterate_updates "
+    "last_checkpoint learning_rate_factor list_runs load load_checkpoint load_dataset load_metric plan_batches "
+    "prepare_loader read_source resolve_checkpoint save_checkpoint score speed_up tokenize_table"
 )
 RECIPE = {
     "task": "name labels ordinal delimiter threshold",
     "data": "train validation test columns weight group time seed validation_fraction fold limit max_length strict",
-    "model": "checkpoint revision dropout",
+    "model": "checkpoint revision dropout seed",
     "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm "
     "class_weights label_smoothing focal_gamma",
     "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device fast seed "
@@ -36,7 +36,8 @@ RECORDS = {
 OPTIONS = {
     "demo": "--run --quiet --traceback",
     "train": "--test --validation --text --pair --label --limit --max-length --task --model --epochs --batch-size "
-    "--learning-rate --seed --processes --recipe --set --run --resume --allow --debug --yes --quiet --json --traceback",
+    "--learning-rate --seed --processes --seeds --folds --keep-models --recipe --set --run --resume --allow --debug "
+    "--yes --quiet --json --traceback",
     "predict": "--file --text --pair --output --probabilities --batch-size --traceback",
     "evaluate": "--text --pair --label --json --traceback",
     "runs": "--traceback",

@@ -86,6 +86,9 @@ if TYPE_CHECKING:
     from headstart.run import Prediction as Prediction
     from headstart.run import Run as Run
     from headstart.scoring import score as score
+    from headstart.study import Study as Study
+    from headstart.study_training import cross_validate as cross_validate
+    from headstart.study_training import finetune_seeds as finetune_seeds
     from headstart.training.checkpoint import last_checkpoint as last_checkpoint
     from headstart.training.checkpoint import load_checkpoint as load_checkpoint
     from headstart.training.checkpoint import save_checkpoint as save_checkpoint
@@ -126,6 +129,9 @@ _HOME = {
     "Prediction": "run",
     "Run": "run",
     "score": "scoring",
+    "Study": "study",
+    "cross_validate": "study_training",
+    "finetune_seeds": "study_training",
     "load_checkpoint": "training.checkpoint",
     "save_checkpoint": "training.checkpoint",
     "last_checkpoint": "training.checkpoint",

@@ -5,11 +5,13 @@ Layer 5; may import everything but the doors.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
+from rich.console import Console
 from rich.text import Text
 
 from headstart.display.layout import make_console
@@ -17,6 +19,7 @@ from headstart.display.plan import PlanSummary, show_plan
 from headstart.display.progress import Progress
 from headstart.display.results import show_result
 from headstart.display.status import Status
+from headstart.errors import suggest
 from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.preparation import Plan, prepare_plan
 from headstart.reading import name_splits
@@ -27,6 +30,7 @@ from headstart.resumption import RunIsFinished
 from headstart.run import PredictedTable, Prediction, Run, load
 from headstart.run_list import RunEntry, list_runs
 from headstart.training.device import own_rank
+from headstart.training.launch import is_worker
 from headstart.training_run import run_plan
 
 __all__ = [
@@ -39,7 +43,9 @@ __all__ = [
     "finetune",
     "list_runs",
     "load",
+    "named_settings",
     "prepare",
+    "train_watched",
 ]
 
 
@@ -189,26 +195,14 @@ def finetune(
         KeyboardInterrupt: stopped by Ctrl-C.
     """
     source, in_files = name_splits(source, validation=validation, test=test)
-    values = {
-        **in_files,
-        "data.columns.text": text,
-        "data.columns.pair": pair,
-        "data.columns.label": label if label is None or isinstance(label, str) else list(label),
-        "task.name": task,
-        "model.checkpoint": model,
-        "output.run": str(run) if run is not None else None,
-        "train.epochs": epochs,
-        "train.batch_size": batch_size,
-        "optim.learning_rate": learning_rate,
-        "data.max_length": max_length,
-        "train.seed": seed,
-        "data.limit": limit,
-        "train.processes": processes,
-    }
+    named = named_settings(
+        text=text, pair=pair, label=label, task=task, model=model, run=run, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, max_length=max_length, seed=seed, limit=limit, processes=processes,
+    )  # fmt: skip
     given: dict[str, Any] = {
         "recipe_file": recipe,
         "settings": settings,
-        "values": values,
+        "values": {**in_files, **named},
         "resume": resume,
         "allow": allow,
         "debug": debug,
@@ -223,16 +217,10 @@ def finetune(
         return Run(done.run_dir)
     show_plan(preparation.summary, console)
     try:
-        with Interruption(preparation.requests, console, ends_process=False) as interruption:
-            # Closed at once also where Ctrl-C leaves it in the middle, or its lock would live as long as a traceback.
-            with Progress(preparation.summary.total_steps, console) as bars, closing(preparation.train()) as records:
-                for record in records:
-                    bars.update(record)
-            interruption.saved(asked_elsewhere=isinstance(record, StopRecord) and record.reason == "requested")
-            with Status(console) as status:
-                finished = preparation.finish(status.say)
+        finished, _ = train_watched(preparation, console, ends_process=False)
     except Stopped as stopped:
         _leave(preparation, stopped.number)
+    assert finished is not None
     show_result(
         finished.scores,
         run_dir=finished.run_dir,
@@ -241,6 +229,79 @@ def finetune(
         console=console,
     )
     return finished
+
+
+_SETTINGS: Final = {
+    "text": "data.columns.text",
+    "pair": "data.columns.pair",
+    "label": "data.columns.label",
+    "task": "task.name",
+    "model": "model.checkpoint",
+    "run": "output.run",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "learning_rate": "optim.learning_rate",
+    "max_length": "data.max_length",
+    "seed": "train.seed",
+    "limit": "data.limit",
+    "processes": "train.processes",
+}
+
+
+def named_settings(**given: Any) -> dict[str, Any]:
+    """Give the recipe's values of the arguments that `finetune()` has: "section.key" to value.
+
+    Raises:
+        TypeError: there is no such argument.
+
+    Example:
+        >>> named_settings(epochs=2, label=["a", "b"])
+        {'train.epochs': 2, 'data.columns.label': ['a', 'b']}
+    """
+    values = {}
+    for name, value in given.items():
+        if name not in _SETTINGS:
+            raise TypeError(f"There is no argument {name}. {suggest(name, list(_SETTINGS))}")
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        values[_SETTINGS[name]] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def train_watched(
+    preparation: Preparation, console: Console, *, ends_process: bool
+) -> tuple[Run | None, StopRecord | None]:
+    """Train and score with a bar, or lines, and let signals stop it after a step.
+
+    Args:
+        preparation: of the training.
+        console: where the progress is shown.
+        ends_process: see `Interruption`.
+
+    Returns:
+        The finished run, None in a process that another one started; and the record of the end.
+
+    Raises:
+        Stopped: a signal has come, and everything is saved.
+    """
+    stop: StopRecord | None = None
+    with Interruption(preparation.requests, console, ends_process=ends_process) as interruption:
+        # Closed at once also where Ctrl-C leaves it in the middle, or its lock would live as long as a traceback.
+        with Progress(preparation.summary.total_steps, console) as bars, closing(preparation.train()) as records:
+            for record in records:
+                bars.update(record)
+                if isinstance(record, StopRecord):
+                    stop = record
+        # Also after the last step: whoever asked to stop does not want to wait for the scores.
+        interruption.saved(asked_elsewhere=stop is not None and stop.reason == "requested")
+        if is_worker():
+            return None, stop  # process 0, which started this one, does the rest alone
+        try:
+            with Status(console) as status:
+                return preparation.finish(status.say), stop
+        except Stopped:
+            console.print()
+            raise
 
 
 def _leave(preparation: Preparation, number: int) -> NoReturn:

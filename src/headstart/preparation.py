@@ -172,7 +172,7 @@ def prepare_plan(
     loaded = load_classifier(
         checkpoint,
         data.task.label_names,
-        seed=recipe.train.seed,
+        seed=recipe.train.seed if recipe.model.seed is None else recipe.model.seed,
         problem_type=data.task.problem_type,
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,

@@ -233,6 +233,7 @@ class ModelSection(_Section):
     checkpoint: str | None = None
     revision: str | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
 class OptimSection(_Section):

@@ -197,9 +197,10 @@ def _write_predictions(plan: Plan, task: Task, splits: dict[str, Split], predict
     import pyarrow.parquet as pq
 
     tables = [
-        prediction_table(task, name, split.rows, split.targets, predictions[name]) for name, split in splits.items()
+        prediction_table(task, name, split.rows, split.targets, predictions[name], split.groups)
+        for name, split in splits.items()
     ]
-    table = pa.concat_tables(tables) if tables else task.schema().empty_table()
+    table = pa.concat_tables(tables, promote_options="default") if tables else task.schema().empty_table()
     temporary = plan.run_dir / f".{PREDICTIONS_FILE}.tmp"
     pq.write_table(table, temporary)
     temporary.replace(plan.run_dir / PREDICTIONS_FILE)

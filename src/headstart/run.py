@@ -26,7 +26,7 @@ from headstart.errors import (
 )
 from headstart.recipe import Recipe, build_recipe
 from headstart.run_files import read_json
-from headstart.runlog import MODEL_DIR, RECIPE_FILE, SCORES_FILE, TASK_FILE
+from headstart.runlog import MODEL_DIR, RECIPE_FILE, SCORES_FILE, STUDY_FILE, TASK_FILE
 
 if TYPE_CHECKING:
     import datasets
@@ -88,6 +88,12 @@ class Run:
 
     def __init__(self, run_dir: str | Path) -> None:
         self.run_dir = Path(run_dir)
+        if (self.run_dir / STUDY_FILE).exists():
+            raise CheckpointError(
+                f"{self.run_dir} is a study of several runs.",
+                "one run.",
+                f"Name one of those in it, or open it whole: headstart.Study({str(self.run_dir)!r}).",
+            )
         if not (self.run_dir / RECIPE_FILE).exists():
             raise CheckpointError(
                 f"{self.run_dir}: no run ({RECIPE_FILE} is not there).",

@@ -6,13 +6,14 @@ May import layers 0 to 4.
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headstart.errors import HeadstartError
 from headstart.recipe import build_recipe
 from headstart.run_files import read_json
-from headstart.runlog import DATA_FILE, RECIPE_FILE, SCORES_FILE, StepRecord, StopRecord, read_log
+from headstart.runlog import DATA_FILE, RECIPE_FILE, SCORES_FILE, STUDY_FILE, StepRecord, StopRecord, read_log
 
 __all__ = ["RunEntry", "list_runs"]
 
@@ -54,8 +55,10 @@ def list_runs(root: str | Path = "runs") -> list[RunEntry]:
     from headstart.metrics import higher_is_better
 
     root = Path(root)
-    folders = [root] if (root / RECIPE_FILE).exists() else sorted(root.iterdir()) if root.is_dir() else []
-    entries = [_entry_or_broken(folder) for folder in folders if (folder / RECIPE_FILE).exists()]
+    if (root / RECIPE_FILE).exists() and not (root / STUDY_FILE).exists():
+        entries = [_entry_or_broken(root, root.name)]
+    else:
+        entries = [_entry_or_broken(folder, name) for folder, name in _folders(root)]
 
     def order(entry: RunEntry) -> tuple[bool, str, float, str]:
         value = entry.score["value"] if entry.score is not None else None
@@ -66,13 +69,22 @@ def list_runs(root: str | Path = "runs") -> list[RunEntry]:
     return sorted(entries, key=order)
 
 
-def _entry_or_broken(folder: Path) -> RunEntry:
+def _folders(root: Path, prefix: str = "") -> Iterator[tuple[Path, str]]:
+    """Find run folders and their names; those of a study have its name before theirs."""
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if (folder / STUDY_FILE).exists():
+            yield from _folders(folder, f"{prefix}{folder.name}/")
+        elif (folder / RECIPE_FILE).exists():
+            yield folder, prefix + folder.name
+
+
+def _entry_or_broken(folder: Path, name: str) -> RunEntry:
     """Keep one unreadable run from hiding the others."""
     try:
-        return _entry(folder)
+        return replace(_entry(folder), name=name)
     except (HeadstartError, OSError, KeyError, IndexError):
         created = datetime.datetime.fromtimestamp((folder / RECIPE_FILE).stat().st_mtime)
-        return RunEntry(folder, folder.name, "broken", None, None, None, "", "", 0, 0.0, created)
+        return RunEntry(folder, name, "broken", None, None, None, "", "", 0, 0.0, created)
 
 
 def _entry(folder: Path) -> RunEntry:

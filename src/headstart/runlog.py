@@ -45,6 +45,7 @@ __all__ = [
     "PREDICTIONS_FILE",
     "RECIPE_FILE",
     "SCORES_FILE",
+    "STUDY_FILE",
     "TASK_FILE",
     "CheckpointRecord",
     "EvaluationRecord",
@@ -75,6 +76,7 @@ MODEL_DIR = "model"
 CHECKPOINTS_DIR = "checkpoints"
 NON_FINITE_DIR = "non_finite"
 LOCK_FILE = ".lock"
+STUDY_FILE = "study.json"
 
 _TAIL_BLOCK_BYTES = 65536
 _RESTORE_LOG = (

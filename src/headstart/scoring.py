@@ -180,7 +180,12 @@ def _rounding(values: Any) -> float:
 
 
 def prediction_table(
-    task: Task, split: str, rows: np.ndarray, targets: np.ndarray, predictions: np.ndarray
+    task: Task,
+    split: str,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    predictions: np.ndarray,
+    groups: np.ndarray | None = None,
 ) -> pa.Table:
     """Build the rows of `predictions.parquet` for one split.
 
@@ -190,11 +195,13 @@ def prediction_table(
         rows: row numbers in the source, shape (N,).
         targets: what the task learns from each row, shape (N,) or (N, K); missing ones become null.
         predictions: shape (N, K).
+        groups: the group of each row as text, shape (N,); a column of its own where there are some.
     """
     import pyarrow as pa
 
     columns = {"split": pa.array([split] * len(rows)), "row": pa.array(rows.astype(np.int64))}
-    return pa.table({**columns, **task.stored(predictions, targets)}, schema=task.schema())
+    table = pa.table({**columns, **task.stored(predictions, targets)}, schema=task.schema())
+    return table if groups is None else table.append_column("group", pa.array(groups.tolist(), pa.string()))
 
 
 def _finite_or_none(value: float | None) -> float | None:

@@ -103,6 +103,7 @@ TRAIN: Final = Command(
     (
         ("headstart train reviews.csv", "columns, task and settings are found; a plan says which and why"),
         ("headstart train data/ --epochs 5 --learning-rate 5e-5", "a folder with train, validation and test files"),
+        ("headstart train reviews.csv --folds 5", "every row is scored by a model that has not seen it"),
         ("headstart train --resume --run runs/reviews-1", "go on with a run that was stopped or killed"),
     ),
     (Argument("SOURCE", "where the training rows come from; may stand in the recipe instead", "?"),),
@@ -122,6 +123,9 @@ TRAIN: Final = Command(
             Option("--learning-rate", "highest of the schedule", "X", "optim.learning_rate", "by the model", float),
             Option("--seed", "decides order, dropout and new parameters", "N", "train.seed", "0", int),
             Option("--processes", "processes of this machine that train together", "N", "train.processes", "1", int),
+            Option("--seeds", "train once with each of N seeds: mean, spread, each run", "N", kind=int),
+            Option("--folds", "cross validation: hold out each of N folds once", "N", kind=int),
+            Option("--keep-models", "with --seeds: all, best, or average (of the weights)", "WHICH", default="all"),
         ),
         "Recipe and run": (
             Option("--recipe", "a YAML file with settings", "FILE"),
@@ -204,7 +208,7 @@ RUNS: Final = Command(
 
 SHOW: Final = Command(
     "show",
-    "show one run: data, training, scores, files",
+    "show one run: data, training, scores, files; or a study of several",
     (("headstart show runs/reviews-1", "also for a run that has not ended"),),
     (Argument("RUN", "a run's folder, or its name in runs/"),),
     {"Output": (_TRACEBACK,)},

@@ -83,8 +83,21 @@ def run_runs(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Show one run."""
+    """Show one run, or a study of several."""
     from headstart.display.runs import show_run
+    from headstart.display.studies import show_study
+    from headstart.study import Study, is_study
 
-    show_run(find_run(arguments.run))
+    found = find_run(arguments.run)
+    if not is_study(found):
+        show_run(found)
+        return 0
+    study = Study(found)
+    if not study.is_finished:
+        raise CheckpointError(
+            f"{found}: {len(study.runs)} of its {len(study.plan)} runs are finished.",
+            "a study whose runs are all finished.",
+            f"Go on with it: headstart train --resume --run {found}; or show one of its runs.",
+        )
+    show_study(study.scores, study_dir=found)
     return 0

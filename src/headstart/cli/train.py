@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from headstart.cli.commands import DEMO, TRAIN, settings_of
 from headstart.errors import RecipeError
-from headstart.interruption import Interruption, Stopped
+from headstart.interruption import Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +39,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         )
     if arguments.allow and not arguments.resume:
         raise RecipeError("--allow has no effect without --resume.", "a run that goes on.", "Leave --allow out.")
+    if _is_study(arguments):
+        return _run_study(console, arguments)
     result = _train(
         console,
         source=arguments.source,
@@ -57,6 +59,62 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(json.dumps({"run_dir": str(run.run_dir), "seconds": round(seconds, 3), "scores": run.scores}))
         return 0
     _show_result(run, seconds)
+    return 0
+
+
+def _is_study(arguments: argparse.Namespace) -> bool:
+    """Say whether several runs are asked for, or a folder of several goes on."""
+    if arguments.seeds is not None or arguments.folds is not None:
+        return True
+    if arguments.keep_models is not None:
+        raise RecipeError("--keep-models has no effect with one run.", "--seeds N.", "Leave --keep-models out.")
+    if not arguments.resume or arguments.run is None:
+        return False
+    from headstart.study import is_study
+
+    return is_study(arguments.run)
+
+
+def _run_study(console: Console, arguments: argparse.Namespace) -> int:
+    """Train several runs of one plan."""
+    from headstart.display.plan import show_plan
+    from headstart.display.status import Status
+    from headstart.display.studies import show_study
+    from headstart.study_training import prepare_study, train_study
+
+    if arguments.allow:
+        raise RecipeError("--allow has no effect with several runs.", "a single run.", "Resume that run by itself.")
+    with Status(console) as status:
+        status.say("reading")
+        training = prepare_study(
+            arguments.source,
+            seeds=arguments.seeds,
+            folds=arguments.folds,
+            keep_models=arguments.keep_models or "all",
+            recipe_file=arguments.recipe,
+            settings=arguments.set,
+            values=settings_of(TRAIN, arguments),
+            resume=arguments.resume,
+            debug=arguments.debug,
+            progress=status.say,
+        )
+    if training.summary is not None and not console.quiet:
+        show_plan(training.summary, console)
+        console.print(f" {training.num_runs} runs of this plan, one after the other: {training.names}", markup=False)
+        console.print()
+    wants_answer = not (arguments.yes or arguments.quiet or arguments.json or arguments.resume)
+    if wants_answer and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
+        return 0
+    try:
+        study = train_study(training, console, ends_process=True)
+    except Stopped as stopped:
+        study_dir = shlex.quote(str(training.study_dir))
+        print(f"Stopped after saving. Go on with:\n  headstart train --resume --run {study_dir}", file=sys.stderr)
+        return 128 + stopped.number
+    if arguments.json:
+        print(json.dumps({"study_dir": str(study.study_dir), "scores": study.scores}))
+    else:
+        show_study(study.scores, study_dir=study.study_dir)
     return 0
 
 
@@ -86,13 +144,10 @@ def _train(
         The finished run and the seconds of training; or an exit code, where it did not come to an end, or where this
         process is not the one that shows it.
     """
-    from headstart.api import RunIsFinished, load, prepare
+    from headstart.api import RunIsFinished, load, prepare, train_watched
     from headstart.display.plan import show_plan
-    from headstart.display.progress import Progress
     from headstart.display.status import Status
-    from headstart.runlog import StopRecord
     from headstart.training.device import is_joined, own_rank
-    from headstart.training.launch import is_worker
 
     is_first = own_rank() == 0  # the others say nothing
     console.quiet = console.quiet or not is_first
@@ -107,24 +162,10 @@ def _train(
         show_plan(preparation.summary, console)
     if ask and not is_joined() and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
         return 0
-    stop: StopRecord | None = None
     try:
-        with Interruption(preparation.requests, console, ends_process=True) as interruption:
-            with Progress(preparation.summary.total_steps, console=console) as progress:
-                for record in preparation.train():
-                    progress.update(record)
-                    if isinstance(record, StopRecord):
-                        stop = record
-            # Also after the last step: whoever asked to stop does not want to wait for the scores.
-            interruption.saved(asked_elsewhere=stop is not None and stop.reason == "requested")
-            if is_worker():
-                return 0  # process 0, which started this one, does the rest alone
-            try:
-                with Status(console) as status:
-                    run = preparation.finish(status.say)
-            except Stopped:
-                console.print()
-                raise
+        run, stop = train_watched(preparation, console, ends_process=True)
+        if run is None:
+            return 0
     except Stopped as stopped:
         if is_first:
             run_dir = shlex.quote(str(preparation.run_dir))

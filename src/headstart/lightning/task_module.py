@@ -208,7 +208,7 @@ class TaskModule(LightningModule):
                 loaded = load.load_classifier(
                     load.resolve_checkpoint(self.recipe.model.checkpoint),
                     self.known_task.label_names,
-                    seed=self.recipe.train.seed,
+                    seed=self.recipe.train.seed if self.recipe.model.seed is None else self.recipe.model.seed,
                     problem_type=self.known_task.problem_type,
                     revision=self.recipe.model.revision,
                     dropout=self.recipe.model.dropout,

@@ -178,6 +178,10 @@ class Task(Protocol):
         """Give the columns of `predictions.parquet` that hold labels and predictions."""
         ...
 
+    def restored(self, columns: Mapping[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Take predictions and targets back from what `stored` gave, as lists by column name."""
+        ...
+
     def schema(self) -> pa.Schema:
         """Give all columns of `predictions.parquet`."""
         ...

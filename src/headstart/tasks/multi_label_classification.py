@@ -309,6 +309,16 @@ class MultiLabelClassification:
             "probabilities": array_of_lists(predictions),
         }
 
+    def restored(self, columns: Mapping[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Take probabilities and labels back; a label that was not known counts as one that is not there."""
+        targets = self.no_targets(len(columns["label"]))
+        place = {value: index for index, value in enumerate(self.values)}
+        for row, labels in enumerate(columns["label"]):
+            if labels is not None:
+                targets[row] = 0
+                targets[row, [place[value] for value in labels]] = 1
+        return np.asarray(columns["probabilities"], dtype=np.float32).reshape(-1, len(self.values)), targets
+
     def schema(self) -> pa.Schema:
         """Give the columns of `predictions.parquet`; labels have the source's type."""
         import pyarrow as pa

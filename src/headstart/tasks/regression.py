@@ -256,6 +256,17 @@ class Regression:
 
         return {"label": column(targets), "prediction": column(predictions)}
 
+    def restored(self, columns: Mapping[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Take predictions and numbers back."""
+
+        def numbers(rows: list[Any]) -> np.ndarray:
+            if len(self.names) > 1:
+                rows = [[row[name] for name in self.names] for row in rows]
+            found: np.ndarray = np.asarray(rows, dtype=np.float32).reshape(-1, len(self.names))
+            return found
+
+        return numbers(columns["prediction"]), numbers(columns["label"])
+
     def schema(self) -> pa.Schema:
         """Give the columns of `predictions.parquet`."""
         import pyarrow as pa

@@ -331,6 +331,15 @@ class SequenceClassification:
             "probabilities": array_of_lists(probabilities),
         }
 
+    def restored(self, columns: Mapping[str, list[Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Take probabilities and class indices back; past 100 classes the predicted class has all probability."""
+        place: dict[Any, int] = {value: index for index, value in enumerate(self.values)} | {None: -1}
+        targets = np.asarray([place[value] for value in columns["label"]], dtype=np.int64)
+        if len(self.values) > ALL_CLASSES_UP_TO:
+            predicted = [place[value] for value in columns["prediction"]]
+            return np.eye(len(self.values), dtype=np.float32)[predicted], targets
+        return np.asarray(columns["probabilities"], dtype=np.float32).reshape(-1, len(self.values)), targets
+
     def schema(self) -> pa.Schema:
         """Give the columns of `predictions.parquet`; labels have the source's type."""
         import pyarrow as pa
