@@ -208,7 +208,7 @@ RUNS: Final = Command(
 
 SHOW: Final = Command(
     "show",
-    "show one run: data, training, scores, files; or a study of several",
+    "show one run, or a study of several: data, training, scores, files",
     (("headstart show runs/reviews-1", "also for a run that has not ended"),),
     (Argument("RUN", "a run's folder, or its name in runs/"),),
     {"Output": (_TRACEBACK,)},

@@ -149,6 +149,7 @@ class TaskModule(LightningModule):
             self.recipe = merge(data.given, self.given, data.recipe)
             given = {**self.given, **data.given}
             self._take_task(data.task)
+            self.task = self.known_task.with_objective(self.recipe.optim, data.data.splits["train"].targets)
         precision_of(self.trainer)
         if stage == "fit":
             check_trainer(given, self.trainer)
