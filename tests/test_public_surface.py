@@ -18,11 +18,12 @@ NAMES = (
 RECIPE = {
     "task": "name labels ordinal delimiter threshold",
     "data": "train validation test columns weight group time seed validation_fraction fold limit max_length strict",
-    "model": "checkpoint revision dropout seed",
-    "optim": "name learning_rate weight_decay beta1 beta2 epsilon momentum schedule warmup max_grad_norm "
-    "class_weights label_smoothing focal_gamma",
+    "model": "checkpoint revision dropout seed freeze unfreeze_every",
+    "optim": "name learning_rate weight_decay beta1 beta2 beta3 epsilon epsilon2 momentum momentum_decay beta2_decay "
+    "clip_threshold d_coef schedule warmup power end_factor cycles plateau_factor plateau_patience layer_decay "
+    "max_grad_norm class_weights label_smoothing focal_gamma",
     "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device fast seed "
-    "evaluate_every save_every keep best patience on_non_finite processes process_timeout threads time_limit",
+    "evaluate_every save_every keep best patience on_non_finite processes process_timeout threads time_limit ema",
     "evaluate": "scores batch_size baselines confidence",
     "output": "run log_to",
 }

@@ -93,8 +93,8 @@ if TYPE_CHECKING:
     from headstart.training.checkpoint import load_checkpoint as load_checkpoint
     from headstart.training.checkpoint import save_checkpoint as save_checkpoint
     from headstart.training.optim import build_optimizer as build_optimizer
-    from headstart.training.optim import build_schedule as build_schedule
-    from headstart.training.optim import learning_rate_factor as learning_rate_factor
+    from headstart.training.schedules import build_schedule as build_schedule
+    from headstart.training.schedules import learning_rate_factor as learning_rate_factor
 
 # headstart's own names and their modules; "" where the name is a module itself.
 _HOME = {
@@ -136,8 +136,8 @@ _HOME = {
     "save_checkpoint": "training.checkpoint",
     "last_checkpoint": "training.checkpoint",
     "build_optimizer": "training.optim",
-    "build_schedule": "training.optim",
-    "learning_rate_factor": "training.optim",
+    "build_schedule": "training.schedules",
+    "learning_rate_factor": "training.schedules",
 }
 
 # A star import brings these, not the thousands of names of other libraries.

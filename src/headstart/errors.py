@@ -145,13 +145,22 @@ def nearest_name(name: str, available: Iterable[str]) -> str | None:
     Example:
         >>> nearest_name("lable", ["id", "label", "text"])
         'label'
+        >>> nearest_name("adam", ["nadam", "adamw"])
+        'adamw'
     """
     names = list(available)
     by_lower = {candidate.lower(): candidate for candidate in reversed(names)}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
-    return by_lower[matches[0]] if matches else None
+    matches = difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.6)
+    if not matches:
+        return None
+
+    def likeness(candidate: str) -> tuple[float, bool]:
+        ratio = difflib.SequenceMatcher(None, candidate, name.lower()).ratio()
+        return ratio, candidate.startswith(name.lower())  # of those that are equally like it, what begins with it
+
+    return by_lower[max(matches, key=likeness)]
 
 
 def suggest(name: str, available: Sequence[str]) -> str:

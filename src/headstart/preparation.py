@@ -21,12 +21,13 @@ from headstart.errors import CheckpointError, RecipeError
 from headstart.metrics import resolve_scores
 from headstart.models.dropout import RandomKey, find_unkeyed_draws
 from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint, rows_end_at
-from headstart.plan_summary import model_name, summarise_plan
+from headstart.plan_summary import describe_learning, model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits, with_training_rows
 from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
 from headstart.records import Report
 from headstart.resumption import check_unfinished, resumed_recipe
 from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, TASK_FILE
+from headstart.training.averaged_weights import AveragedWeights
 from headstart.training.device import (
     Device,
     check_trackers,
@@ -38,7 +39,9 @@ from headstart.training.device import (
     own_rank,
 )
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
+from headstart.training.frozen import Unfreezing, freeze_parameters
 from headstart.training.optim import default_learning_rate
+from headstart.training.optimizer_classes import NEED_WHOLE_PARAMETERS, check_optimizer
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
@@ -73,6 +76,8 @@ class Plan:
         changes: what follows otherwise from the recipe here than where it was written.
         requests: words to the loop: "stop", "save", "evaluate".
         state: where training stands.
+        unfreezing: which parameters are trained in which step; None where all are in every step that ever are.
+        averages: of the weights, once training has begun, where the recipe asks for them.
     """
 
     recipe: Recipe
@@ -96,6 +101,8 @@ class Plan:
     changes: list[str] = field(default_factory=list)
     requests: set[str] = field(default_factory=set)
     state: TrainState = field(default_factory=TrainState)
+    unfreezing: Unfreezing | None = None
+    averages: AveragedWeights | None = None
 
 
 def prepare_plan(
@@ -152,12 +159,8 @@ def prepare_plan(
     num_processes = count_processes(recipe.train.processes)
     device = choose_device(recipe.train.device, recipe.train.precision, recipe.train.threads, processes=num_processes)
     processes = Processes()
-    if is_sharded(num_processes) and recipe.train.on_non_finite == "rollback":
-        raise RecipeError(
-            "train.on_non_finite is rollback, but each process holds a part of the model only (FSDP).",
-            "stop or skip.",
-            "Set train.on_non_finite=stop.",
-        )
+    if is_sharded(num_processes):
+        _check_sharded(recipe)
     if num_processes > 1:
         processes = _join(recipe, device, source)
     elif recipe.train.process_timeout is not None and not resume:
@@ -167,6 +170,7 @@ def prepare_plan(
             "Remove train.process_timeout, or set --processes.",
         )
     check_trackers(recipe.output.log_to)
+    check_optimizer(recipe.optim.name)
     data = read_data(source, recipe, debug=debug)
     checkpoint = resolve_checkpoint(recipe.model.checkpoint)
     loaded = load_classifier(
@@ -177,6 +181,7 @@ def prepare_plan(
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
     )
+    freeze_parameters(loaded.model, recipe.model.freeze)
     limit = max_length_of(loaded)
     max_length = rows_end_at(recipe.data.max_length, limit, model_name(checkpoint))
     data = tokenise_splits(data, loaded.tokenizer, max_length, progress, strict=recipe.data.strict)
@@ -188,6 +193,23 @@ def prepare_plan(
     plan.processes, plan.allow = processes, tuple(allow)
     processes.announce("prepared")
     return plan
+
+
+def _check_sharded(recipe: Recipe) -> None:
+    """Refuse what needs a whole model in each process."""
+    refused = {
+        "train.on_non_finite=rollback": (recipe.train.on_non_finite == "rollback", "train.on_non_finite=stop"),
+        "train.ema": (recipe.train.ema is not None, "train.ema=null"),
+        "model.unfreeze_every": (recipe.model.unfreeze_every is not None, "model.unfreeze_every=null"),
+        f"optim.name={recipe.optim.name}": (recipe.optim.name in NEED_WHOLE_PARAMETERS, "optim.name=adamw"),
+    }
+    for what, (is_set, instead) in refused.items():
+        if is_set:
+            raise RecipeError(
+                f"{what} is set, but each process holds a part of the model only (FSDP).",
+                "settings that a part of a parameter can be trained with.",
+                f"Set {instead}.",
+            )
 
 
 def _join(recipe: Recipe, device: Device, source: Any) -> Processes:
@@ -232,6 +254,12 @@ def filled_recipe(recipe: Recipe, data: ReadData, source: Any) -> tuple[Recipe, 
     scores = resolve_scores(recipe.evaluate.scores, num_labels, origin, task.score_kind)
     best = recipe.train.best
     if not can_evaluate:
+        if recipe.optim.schedule == "plateau":
+            raise RecipeError(
+                "optim.schedule is plateau, which follows the evaluations; there are no labelled validation rows.",
+                "validation rows with labels.",
+                "Give --validation SOURCE, or choose another optim.schedule.",
+            )
         for name in ("best", "patience"):
             if getattr(recipe.train, name) not in (None, "last"):
                 raise RecipeError(
@@ -319,6 +347,7 @@ def make_plan(
         recipe.train.wants_part,
         is_sharded=is_sharded(num_processes),
         adds_gradients=num_processes > 1 or recipe.train.accumulation > 1,
+        why_not_lazy="train.ema averages all rows" if recipe.train.ema is not None else "",
     )
     order = recipe.train.order
     if order == "auto":
@@ -340,8 +369,13 @@ def make_plan(
     if recipe.optim.learning_rate is None:
         rows = recipe.train.batch_size
         rows_per_update = rows * recipe.train.accumulation if rows is not None else len(lengths) / steps_in_epoch
-        recipe = recipe.replace({"optim.learning_rate": default_learning_rate(loaded.model, rows_per_update)})
-    warmup_steps = parse_duration(recipe.optim.warmup).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
+        recipe = recipe.replace(
+            {"optim.learning_rate": default_learning_rate(loaded.model, rows_per_update, recipe.optim.name)}
+        )
+    warmup_steps = parse_duration(recipe.optim.warmup or 0).in_steps(
+        total_steps=total_steps, steps_per_epoch=steps_in_epoch
+    )
+    unfreezing = _plan_unfreezing(recipe, loaded, total_steps, steps_in_epoch)
     longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
     max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
     unkeyed = _unkeyed_draws(loaded, data, device)
@@ -349,6 +383,8 @@ def make_plan(
         "total_steps": total_steps,
         "steps_in_epoch": steps_in_epoch,
         "warmup_steps": min(warmup_steps, total_steps),
+        **({"unfreeze_every_steps": unfreezing.steps_each} if unfreezing is not None else {}),
+        "trained_parameters": sum(value.numel() for value in loaded.model.parameters() if value.requires_grad),
         "max_length": max_length,
         "device": str(device.torch_device),
         "precision": device.precision,
@@ -372,11 +408,31 @@ def make_plan(
             f"random numbers that depend on the micro-batch, not on the row alone: {', '.join(unkeyed[:3])}{others}; "
             "other micro-batches give other numbers"
         )
+    notes += describe_learning(recipe, loaded, total_steps, unfreezing)
     summary = summarise_plan(recipe, data, loaded, derived, batches, device, run_dir, [*data.notes, *notes], fast)
     return Plan(
         recipe, derived, data, loaded, fast, batches, device, total_steps, derived["warmup_steps"], scores, summary,
-        run_dir, resume, debug, num_processes, changes=changes,
+        run_dir, resume, debug, num_processes, changes=changes, unfreezing=unfreezing,
     )  # fmt: skip
+
+
+def _plan_unfreezing(recipe: Recipe, loaded: LoadedModel, total_steps: int, steps_in_epoch: int) -> Unfreezing | None:
+    """Plan from which step on which layer is trained."""
+    every = recipe.model.unfreeze_every
+    if every is None:
+        return None
+    steps_each = parse_duration(every).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
+    unfreezing = Unfreezing(loaded.model, steps_each)
+    if steps_each >= total_steps or unfreezing.num_intervals == 0:
+        why = f"({steps_each} steps), and the training ends after {total_steps}: nothing is unfrozen"
+        if not unfreezing.num_intervals:
+            why = "and has no effect: model.freeze keeps all but the head frozen"
+        raise RecipeError(
+            f"model.unfreeze_every is {every} {why}.",
+            "an interval after which a layer is trained, too.",
+            'Set a shorter one, such as model.unfreeze_every="10%", or model.freeze=encoder to train the head alone.',
+        )
+    return unfreezing
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

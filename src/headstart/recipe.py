@@ -1,6 +1,6 @@
 """The recipe: everything that decides a run, in six small typed sections and the task's own.
 
-Imports the standard library, pydantic, yaml and `errors`. The same names hold in YAML, on the command line
+Imports the standard library, pydantic, yaml and layer 0. The same names hold in YAML, on the command line
 (`--set train.epochs=5`), in Python and in the `recipe.yaml` of a run:
 
     task      what is learned                     model    what training starts from
@@ -18,12 +18,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import RecipeError, join_faults, nearest_name, suggest
+from headstart.optim_numbers import OPTIMIZERS, SCHEDULES, OptimizerName, ScheduleName, fill_numbers
 
 __all__ = [
     "DataSection",
@@ -171,6 +172,10 @@ class TaskSection(_Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
+FROZEN_PARTS = ("embeddings", "encoder")
+"""The parts of a model that `model.freeze` knows by name."""
+
+
 class DataSection(_Section):
     """Where the rows come from and which of them are used."""
 
@@ -234,20 +239,73 @@ class ModelSection(_Section):
     revision: str | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    freeze: int | str | list[str] | None = None
+    unfreeze_every: int | str | None = None
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _freeze(cls, value: object) -> object:
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if isinstance(value, list) and value and all(isinstance(pattern, str) and pattern for pattern in value):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        if value is None or value in FROZEN_PARTS:
+            return value
+        hint = f" {suggest(value, FROZEN_PARTS)}" if isinstance(value, str) else ""
+        raise ValueError(
+            f"{value!r} is nothing to freeze; write embeddings, encoder, a number of layers from below (at least 1), "
+            f'or a list of patterns of parameter names (["*.bias"]).{hint}'
+        )
+
+    @field_validator("unfreeze_every")
+    @classmethod
+    def _unfreeze_every(cls, value: int | str | None) -> int | str | None:
+        if value is not None:
+            duration = parse_duration(value)
+            if duration.unit == "minutes":
+                raise ValueError('unfreezing changes the result, so it is steps, "1 epoch" or "10%", not minutes')
+            if duration.number == 0:
+                raise ValueError("0 is no interval; null trains all layers from the first step")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> ModelSection:
+        if self.unfreeze_every is not None and self.freeze == "encoder":
+            raise ValueError(
+                "unfreeze_every has no effect with freeze = encoder, which keeps all layers frozen. Remove one of them"
+            )
+        return self
 
 
 class OptimSection(_Section):
-    """How an update is made. `learning_rate` null: chosen by the width of the model and the rows of an update."""
+    """How an update is made. `learning_rate` null: chosen by the width of the model and the rows of an update.
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    Which optimizer and which schedule have which numbers, and their defaults: `optim_numbers`.
+    """
+
+    name: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
     beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
     beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    beta3: Annotated[float, Field(ge=0, lt=1)] | None = None
     epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon2: Annotated[float, Field(gt=0)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: int | str = 0
+    momentum_decay: Annotated[float, Field(ge=0)] | None = None
+    beta2_decay: Annotated[float, Field(lt=0)] | None = None
+    clip_threshold: Annotated[float, Field(ge=1)] | None = None
+    d_coef: Annotated[float, Field(gt=0)] | None = None
+    schedule: ScheduleName = "linear"
+    warmup: int | str | None = None
+    power: Annotated[float, Field(gt=0)] | None = None
+    end_factor: Annotated[float, Field(ge=0, lt=1)] | None = None
+    cycles: Annotated[int, Field(ge=1)] | None = None
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    plateau_patience: Annotated[int, Field(ge=0)] | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None
     label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -255,23 +313,29 @@ class OptimSection(_Section):
 
     @field_validator("warmup")
     @classmethod
-    def _warmup(cls, value: int | str) -> int | str:
-        if parse_duration(value).unit == "minutes":
+    def _warmup(cls, value: int | str | None) -> int | str | None:
+        if value is not None and parse_duration(value).unit == "minutes":
             raise ValueError('warm-up changes the result, so it is steps, "1 epoch" or "6%", not minutes')
         return value
 
     @model_validator(mode="after")
     def _fill(self) -> OptimSection:
-        owners = {"beta1": "adamw", "beta2": "adamw", "epsilon": "adamw", "momentum": "sgd"}
-        defaults = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "momentum": 0.9}
-        if self.name == "sgd" and self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 1e-3)
-        for field, owner in owners.items():
-            value = getattr(self, field)
-            if value is not None and owner != self.name:
-                raise ValueError(f"{field} has no effect with {self.name}; it belongs to {owner}. Remove it")
-            if value is None and owner == self.name:
-                object.__setattr__(self, field, defaults[field])
+        optimizer = OPTIMIZERS[self.name]
+        filled: dict[str, object] = {**fill_numbers(self.name, self.schedule, dict(self))}
+        defaults = {
+            "learning_rate": optimizer.learning_rate,
+            "weight_decay": optimizer.weight_decay,
+            "warmup": SCHEDULES[self.schedule].warmup,
+        }
+        filled |= {field: default for field, default in defaults.items() if getattr(self, field) is None}
+        for field, value in filled.items():
+            object.__setattr__(self, field, value)
+        if self.schedule == "inverse_sqrt" and parse_duration(self.warmup or 0).number == 0:
+            raise ValueError(
+                'the inverse_sqrt schedule falls with the length of the warm-up, and there is none. Set warmup to "10%"'
+            )
+        if self.layer_decay is not None and self.name == "prodigy":
+            raise ValueError("layer_decay has no effect with prodigy, which has one step size for all. Remove it")
         return self
 
     @property
@@ -305,6 +369,7 @@ class TrainSection(_Section):
     process_timeout: str | int | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     time_limit: str | int | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @field_validator("fast", mode="before")
     @classmethod
@@ -398,7 +463,34 @@ class Recipe(BaseModel):
             raise ValueError(
                 "data.validation_fraction has no effect, because data.validation names the rows. Remove one of them"
             )
+        self._agree_on_plateau()
+        if self.model.freeze == "encoder" and self.optim.layer_decay is not None:
+            raise ValueError("optim.layer_decay has no effect with model.freeze = encoder: the head alone is trained")
+        if self.model.unfreeze_every is not None and OPTIMIZERS[self.optim.name].by_group:
+            raise ValueError(
+                f"model.unfreeze_every does not go with {self.optim.name}, which counts its updates for all parameters "
+                "together. Choose another optim.name, such as adamw"
+            )
         return self
+
+    def _agree_on_plateau(self) -> None:
+        if self.optim.schedule != "plateau":
+            return
+        if self.train.evaluate_every is None:
+            raise ValueError(
+                "the plateau schedule follows the evaluations, and there are none (train.evaluate_every is null)"
+            )
+        if self.train.best == "last":
+            raise ValueError(
+                'the plateau schedule follows the score of train.best, which is "last". Name a score, such as log_loss'
+            )
+        waits = (self.optim.plateau_patience or 0) + 1
+        if self.train.patience is not None and self.train.patience <= waits:
+            raise ValueError(
+                f"the plateau schedule has no effect: training stops after {self.train.patience} evaluations without a "
+                f"better score (train.patience), and the learning rate falls after {waits}. Set train.patience to "
+                f"{waits + 1} or more, or a smaller optim.plateau_patience"
+            )
 
     def replace(self, values: Mapping[str, object]) -> Recipe:
         """Make a recipe with other values ("section.key" to value), checked anew."""
@@ -539,12 +631,16 @@ def _explain(fault: dict[str, Any]) -> str:
         reason = f"{str(context['error']).rstrip('.')}."
         return f"{name}: {reason}" if name else reason
     if kind == "literal_error":
-        choices = [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
+        field = section.annotation.model_fields.get(path[1]) if section and section.annotation and path[1:] else None
+        # pydantic leaves the middle out of many choices.
+        choices = _literals(field.annotation) if field is not None else []
+        choices = choices or [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
         return f"{name}: {value!r} is unknown. {suggest(str(value), choices)}"
     bounds = {
         "greater_than": "more than {gt:g}",
         "greater_than_equal": "at least {ge:g}",
         "less_than": "less than {lt:g}",
+        "less_than_equal": "at most {le:g}",
     }
     if kind in bounds:
         return f"{name}: {value!r} is out of range. Expected {bounds[kind].format(**context)}."
@@ -552,6 +648,13 @@ def _explain(fault: dict[str, Any]) -> str:
         return f"{name}: {value!r} is no usable number."
     message = str(fault["msg"]).removeprefix("Input should be ").rstrip(".")
     return f"{name}: {value!r} does not fit. Expected {message}."
+
+
+def _literals(annotation: object) -> list[str]:
+    """Give the texts that a field takes, where it takes some only."""
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _literals(part)]
 
 
 def _section_with(field: str) -> str | None:

@@ -31,6 +31,7 @@ from headstart.run_writer import write_task
 from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
 from headstart.scoring import prediction_table, score_with_intervals
 from headstart.tasks import Regression, Task
+from headstart.training.averaged_weights import averages_of
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.device import is_joined
 
@@ -107,7 +108,7 @@ def _save_model(plan: Plan) -> Task:
         best = load_checkpoint(folder)
         if best.state["identity"] not in plan.identities:
             compare_identity(best.state["identity"], plan.identities[0], allowed=(), run=str(folder))
-        model.load_state_dict(best.model, strict=False)
+        model.load_state_dict({**best.model, **averages_of(best.average)}, strict=False)
     temporary = plan.run_dir / f".{MODEL_DIR}.tmp"
     if temporary.exists():
         shutil.rmtree(temporary)  # of a killed process

@@ -32,6 +32,7 @@ from headstart.runlog import (
     WarningRecord,
     new_run_dir,
 )
+from headstart.training.averaged_weights import AveragedWeights
 from headstart.training.checkpoint import (
     LoadedCheckpoint,
     newest_checkpoint,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunWriter", "describe_update", "shard_training", "share_state", "whole_state", "write_task"]
 
-_MODEL, _OPTIMIZER = "model/", "optimizer/"
+_MODEL, _OPTIMIZER, _AVERAGE = "model/", "optimizer/", "average/"
 
 
 class RunWriter:
@@ -147,6 +148,7 @@ class RunWriter:
                     "identity": self._identity,
                     "former_identities": self._plan.identities[1:],
                 },
+                average=self._plan.averages.to_tensors() if self._plan.averages is not None else None,
             )
         except Exception:
             # There is no such checkpoint, so its record goes, and not to the discarded ones: it never was true.
@@ -218,6 +220,8 @@ class RunWriter:
         load_weights(self._model, checkpoint.model, str(checkpoint.path))
         names = parameter_names(self._model, self._optimizer)
         optimizer_from_tensors(self._optimizer, names, checkpoint.optimizer)
+        if self._plan.averages is not None:
+            self._plan.averages.from_tensors(checkpoint.average, str(checkpoint.path))
         self._opened_log.truncate(int(checkpoint.state["log_length"]))
         if "place" in checkpoint.state:
             self._plan.batches.remember(**checkpoint.state["place"])
@@ -225,9 +229,13 @@ class RunWriter:
 
 
 def share_state(
-    processes: Processes, state: TrainState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    processes: Processes,
+    state: TrainState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: AveragedWeights | None = None,
 ) -> TrainState:
-    """Give every process the model, the optimizer's state and the training state of process 0.
+    """Give every process the model, its averages, the optimizer's state and the training state of process 0.
 
     Returns:
         The state of process 0.
@@ -237,10 +245,14 @@ def share_state(
     names = parameter_names(model, optimizer)
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in optimizer_to_tensors(optimizer, names).items()}
+    if averages is not None:
+        tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in averages.to_tensors().items()}
     shared = processes.share_tensors(tensors)
     if processes.rank:
         load_weights(model, _part(shared, _MODEL), "process 0")
         optimizer_from_tensors(optimizer, names, _part(shared, _OPTIMIZER))
+        if averages is not None:
+            averages.from_tensors(_part(shared, _AVERAGE), "process 0")
     return TrainState.from_dict(processes.share(state.to_dict()))
 
 

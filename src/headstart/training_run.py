@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from headstart.errors import NonFiniteError, ProcessLostError, TrainingError
 from headstart.metrics import higher_is_better
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan, process_timeout_seconds
-from headstart.recipe import Duration, parse_duration
+from headstart.recipe import Duration, Recipe, parse_duration
 from headstart.run_identity import identify
 from headstart.run_writer import RunWriter, describe_update, shard_training, share_state, whole_state
 from headstart.runlog import (
@@ -33,11 +34,12 @@ from headstart.runlog import (
     WarningRecord,
 )
 from headstart.training.allocator import keep_freed_memory
+from headstart.training.averaged_weights import AveragedWeights
 from headstart.training.device import Trackers, is_joined, join_processes, open_store, own_rank
 from headstart.training.launch import Workers, environment_of, in_environment, start_workers
 from headstart.training.loop import train
-from headstart.training.optim import learning_rate_factor
-from headstart.training.state import Batch, LoopParts, LoopSettings, TrainState, UpdateGradients
+from headstart.training.schedules import PlateauRule, learning_rate_factor, schedule_numbers
+from headstart.training.state import Batch, LoopParts, LoopSettings, StepHooks, TrainState, UpdateGradients
 
 __all__ = ["run_plan"]
 
@@ -57,13 +59,17 @@ def run_plan(plan: Plan) -> Iterator[Record]:
         stack.enter_context(keep_freed_memory())
         model, optimizer = plan.loaded.model, plan.fast.optimizer
         stack.callback(plan.fast.undo)
+        if plan.unfreezing is not None:
+            stack.callback(plan.unfreezing.undo)
+        if plan.recipe.train.ema is not None:
+            plan.averages = AveragedWeights(model, plan.recipe.train.ema)
         writer = RunWriter(plan, model, optimizer) if own_rank() == 0 else None
         warnings: list[WarningRecord] = []
         if writer is not None:
             warnings = writer.open()
             stack.callback(writer.close)
         workers = _join_processes(plan, stack)
-        plan.state = share_state(plan.processes, plan.state, model, optimizer)
+        plan.state = share_state(plan.processes, plan.state, model, optimizer, plan.averages)
         plan.batches.remember(**plan.processes.share(_place(plan) if writer is not None else None))
         whole_class = type(model)
         if plan.processes.shards:
@@ -101,6 +107,8 @@ def run_plan(plan: Plan) -> Iterator[Record]:
                 whole = whole_class(plan.loaded.model.config)
                 whole.load_state_dict(whole_state(model, optimizer)[0])
                 plan.loaded = replace(plan.loaded, model=whole)
+            if plan.averages is not None:
+                plan.averages.put_into_model()
         except ProcessLostError as error:
             stack.callback(workers.end, at_once=True)
             raise _explain_lost_process(plan, error, workers) from error
@@ -188,11 +196,19 @@ def _loop_parts(
 
     def restore() -> TrainState:
         state = writer.restore() if writer is not None else TrainState()
-        return share_state(plan.processes, state, model, optimizer)
+        return share_state(plan.processes, state, model, optimizer, plan.averages)
 
     def examine(step: int, rows: np.ndarray, gradients: UpdateGradients) -> str:
         details = describe_update(plan, model, step, rows, gradients)
         return writer.keep_update(step, make_batch(rows), details) if writer is not None else ""
+
+    def step_begins(step: int) -> None:
+        if plan.unfreezing is not None:
+            plan.unfreezing.apply(step)
+
+    def update_made(step: int) -> None:
+        if plan.averages is not None:
+            plan.averages.update()
 
     return LoopParts(
         make_batch=make_batch,
@@ -204,6 +220,7 @@ def _loop_parts(
         examine=examine,
         name_rows=lambda rows: split.rows[rows].tolist(),
         processes=plan.processes,
+        hooks=StepHooks(step_begins=step_begins, update_made=update_made),
     )
 
 
@@ -212,9 +229,15 @@ def _settings(plan: Plan) -> LoopSettings:
     best = None if recipe.train.best in (None, "last") else recipe.train.best
     limit = parse_duration(recipe.train.time_limit) if recipe.train.time_limit is not None else None
 
+    numbers: dict[str, Any] = schedule_numbers(recipe.optim)
+
     def learning_rate(step: int) -> float:
         factor = learning_rate_factor(
-            step, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps, schedule=recipe.optim.schedule
+            step,
+            total_steps=plan.total_steps,
+            warmup_steps=plan.warmup_steps,
+            schedule=recipe.optim.schedule,
+            **numbers,
         )
         return recipe.optim.peak_learning_rate * factor
 
@@ -233,20 +256,29 @@ def _settings(plan: Plan) -> LoopSettings:
         patience=recipe.train.patience,
         on_non_finite=recipe.train.on_non_finite,
         time_limit_seconds=limit.number * 60 if limit is not None else math.inf,
+        plateau=_plateau_rule(recipe, best),
     )
+
+
+def _plateau_rule(recipe: Recipe, best: str | None) -> PlateauRule | None:
+    optim = recipe.optim
+    if optim.plateau_factor is None or optim.plateau_patience is None or best is None:
+        return None
+    return PlateauRule(best, higher_is_better(best), optim.plateau_factor, optim.plateau_patience)
 
 
 def _evaluate(plan: Plan, model: torch.nn.Module) -> dict[str, float]:
     split = plan.data.splits["validation"]
-    predictions = predict_tokens(
-        model,
-        plan.data.task,
-        split.encoded(),
-        pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
-        batch_size=plan.recipe.evaluate.batch_size,
-        device=plan.device,
-        processes=plan.processes,
-    )
+    with plan.averages.in_model() if plan.averages is not None else contextlib.nullcontext():
+        predictions = predict_tokens(
+            model,
+            plan.data.task,
+            split.encoded(),
+            pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
+            batch_size=plan.recipe.evaluate.batch_size,
+            device=plan.device,
+            processes=plan.processes,
+        )
     predictions, targets = predictions[split.has_target], split.targets[split.has_target]
     best = plan.recipe.train.best
     names = [*plan.scores, *([best] if best not in (None, "last", *plan.scores) else [])]

@@ -35,7 +35,8 @@ from headstart.tasks import SequenceClassification
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.memory import is_out_of_memory
 from headstart.training.non_finite import MAX_ROLLBACKS
-from headstart.training.optim import build_optimizer, learning_rate_factor
+from headstart.training.optim import build_optimizer
+from headstart.training.schedules import learning_rate_factor
 from headstart.training.state import Batch, LoopParts
 from small_training import Settings, bits_of, finish
 

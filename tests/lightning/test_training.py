@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from headstart.errors import NonFiniteError, RecipeError
 from headstart.lightning import TaskDataModule, TaskModule
 from headstart.metrics import compute_scores
-from headstart.training.optim import learning_rate_factor
+from headstart.training.schedules import learning_rate_factor
 
 Make = Callable[..., Any]
 

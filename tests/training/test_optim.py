@@ -5,13 +5,8 @@ from transformers import BertConfig, GPT2Config, T5Config, get_scheduler
 
 from headstart.errors import RecipeError
 from headstart.recipe import OptimSection
-from headstart.training.optim import (
-    build_optimizer,
-    build_schedule,
-    default_learning_rate,
-    learning_rate_factor,
-    parameter_groups,
-)
+from headstart.training.optim import build_optimizer, default_learning_rate, parameter_groups
+from headstart.training.schedules import build_schedule, learning_rate_factor
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -64,6 +64,8 @@ class PlanSummary:
         notes: what was decided on the way.
         processes: how many train together.
         fast: each part of the fast path, and where it is in use or why not.
+        optimizer: its name.
+        trained_parameters: their number; None where all are.
     """
 
     source: str
@@ -92,6 +94,8 @@ class PlanSummary:
     processes: int = 1
     fast: dict[str, str] = field(default_factory=dict)
     numbers: list[tuple[str, str]] = field(default_factory=list)
+    optimizer: str = "adamw"
+    trained_parameters: int | None = None
 
 
 _NOT_USED = "not used: "
@@ -182,6 +186,8 @@ def _describe_lengths(summary: PlanSummary) -> Text:
 
 def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]:
     model = Text.assemble(plain(summary.model, HEADING), f"   {_in_words(summary.parameters)} parameters")
+    if summary.trained_parameters not in (None, summary.parameters):
+        model.append(f", of which {summary.trained_parameters:,} are trained")
     if summary.new_parameters:
         names = summary.new_parameters[:_MAX_NEW_PARAMETERS_SHOWN]
         more = len(summary.new_parameters) - len(names)
@@ -199,7 +205,7 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
     time = f"about {format_seconds(_coarse(seconds))}" if seconds is not None else "no estimate"
     return [
         ("model", model),
-        ("training", plain(steps).append(f"\nlearning rate {summary.learning_rate:g}")),
+        ("training", plain(steps).append(f"\n{summary.optimizer}, learning rate {summary.learning_rate:g}")),
         ("computing", plain(f"{processes}{summary.device}{threads}, {summary.precision}")),
         *([("fast path", describe_fast_path(summary.fast))] if summary.fast else []),
         ("time", Text(time, style=HEADING)),

@@ -19,7 +19,8 @@ from headstart.recipe import Recipe, parse_duration
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
-from headstart.training.optim import build_schedule, default_learning_rate
+from headstart.training.optim import default_learning_rate
+from headstart.training.schedules import build_schedule, schedule_numbers
 
 __all__ = ["Optimization", "clip_gradients", "prepare_optimization"]
 
@@ -47,7 +48,7 @@ class Optimization:
             RecipeError: the Trainer does not know how many there will be, and the schedule needs to.
         """
         total = trainer.estimated_stepping_batches
-        warmup = parse_duration(recipe.optim.warmup)
+        warmup = parse_duration(recipe.optim.warmup or 0)
         if not math.isfinite(total) or total < 1:
             if recipe.optim.schedule != "constant" or warmup.unit == "%":
                 raise RecipeError(
@@ -63,7 +64,10 @@ class Optimization:
         accumulation = trainer.accumulate_grad_batches
         per_epoch = math.ceil(batches / accumulation) if math.isfinite(batches) else total / epochs
         steps = warmup.in_steps(total_steps=int(total), steps_per_epoch=per_epoch)
-        return build_schedule(self.fast.optimizer, total_steps=int(total), warmup=steps, schedule=recipe.optim.schedule)
+        numbers: dict[str, Any] = schedule_numbers(recipe.optim)
+        return build_schedule(
+            self.fast.optimizer, total_steps=int(total), warmup=steps, schedule=recipe.optim.schedule, **numbers
+        )
 
 
 def prepare_optimization(model: torch.nn.Module, recipe: Recipe, trainer: Trainer) -> Optimization:
@@ -74,7 +78,7 @@ def prepare_optimization(model: torch.nn.Module, recipe: Recipe, trainer: Traine
     accumulation = trainer.accumulate_grad_batches
     optim = recipe.optim
     if optim.learning_rate is None:
-        rate = default_learning_rate(model, (recipe.train.batch_size or 32) * accumulation)
+        rate = default_learning_rate(model, (recipe.train.batch_size or 32) * accumulation, optim.name)
         optim = recipe.replace({"optim.learning_rate": rate}).optim
     device = Device(trainer.strategy.root_device, precision_of(trainer), torch.get_num_threads())
 

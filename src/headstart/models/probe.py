@@ -103,7 +103,12 @@ class Probe:
                 places = torch.arange(hidden.numel(), dtype=torch.float32, device=device)
                 direction = torch.cos(places).view_as(hidden)
                 # Not backward(): hooks of the user that wait for gradients would take these for real ones.
-                found = torch.autograd.grad((hidden.float() * direction).sum(), list(named.values()), allow_unused=True)
+                # There are none where all that made the hidden states is frozen.
+                found = (
+                    torch.autograd.grad((hidden.float() * direction).sum(), list(named.values()), allow_unused=True)
+                    if hidden.requires_grad
+                    else (None,) * len(named)
+                )
             gradients = zip(named, found, strict=True)
             return hidden.detach(), {name: grad.float() for name, grad in gradients if grad is not None}
         finally:

@@ -5,8 +5,9 @@ May import layers 0 and 1. A checkpoint is a folder inside the run folder:
     checkpoints/step-000500/
         model.safetensors        parameters and buffers by name
         optimizer.safetensors    "PARAMETER/KEY" -> tensor, see `optimizer_state.py`
+        average.safetensors      averages of the weights, where a training keeps them
         state.json               everything else
-        manifest.json            size and SHA-256 of the other three; written last
+        manifest.json            size and SHA-256 of the others; written last
 
 `whole_folder.py` writes it whole or not at all. Never pickle.
 """
@@ -18,7 +19,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ _VERSION = "checkpoint.v1"
 _MODEL_FILE = "model.safetensors"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _STATE_FILE = "state.json"
+_AVERAGE_FILE = "average.safetensors"
 _FILES = (_MODEL_FILE, _OPTIMIZER_FILE, _STATE_FILE)
 
 # "step-000500"; ".replaced" is one that a newer one of the same step is about to replace.
@@ -75,6 +77,7 @@ class LoadedCheckpoint:
         optimizer: what `optimizer_to_tensors` gave, on the CPU.
         state: what the caller of `save_checkpoint` gave.
         path: its folder.
+        average: averages of the weights, what `AveragedWeights.to_tensors` gave; empty where there are none.
     """
 
     step: int
@@ -82,6 +85,7 @@ class LoadedCheckpoint:
     optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]
     path: Path
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put the weights into a model, and the moments into its optimizer, in place.
@@ -107,6 +111,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     keep: int | None = None,
+    average: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint, whole or not at all.
 
@@ -123,6 +128,8 @@ def save_checkpoint(
             tuples come back as lists, NaN and infinities as they are. `scheduler.state_dict()` is
             such a dict.
         keep: how many of the newest whole checkpoints stay, at least 1, and this one; None keeps all.
+        average: averages of the weights by name, such as `state_dict()` of `torch.optim.swa_utils.AveragedModel`; None
+            where there are none.
 
     Returns:
         The checkpoint's folder, `run_dir/checkpoints/step-000500`.
@@ -161,18 +168,22 @@ def save_checkpoint(
     final = Path(run_dir) / CHECKPOINTS_DIR / f"step-{step:06d}"
     model_tensors, shared = separate_shared(model)
     optimizer_tensors, shared_moments = separate_shared(optimizer)
+    average_tensors, shared_averages = separate_shared(average or {})
     document = {
         "version": _VERSION,
         "step": step,
-        "shared": {_MODEL_FILE: shared, _OPTIMIZER_FILE: shared_moments},
+        "shared": {_MODEL_FILE: shared, _OPTIMIZER_FILE: shared_moments, _AVERAGE_FILE: shared_averages},
         "state": to_json(state),
     }
     text = json.dumps(document, indent=1, allow_nan=False)
-    num_bytes = sum(tensor.nbytes for tensors in (model_tensors, optimizer_tensors) for tensor in tensors.values())
+    parts = (model_tensors, optimizer_tensors, average_tensors)
+    num_bytes = sum(tensor.nbytes for tensors in parts for tensor in tensors.values())
 
     def fill(folder: Path) -> None:
         write_tensors(folder / _MODEL_FILE, model_tensors)
         write_tensors(folder / _OPTIMIZER_FILE, optimizer_tensors)
+        if average_tensors:
+            write_tensors(folder / _AVERAGE_FILE, average_tensors)
         (folder / _STATE_FILE).write_text(text, encoding="utf-8")
 
     write_whole_folder(
@@ -209,14 +220,15 @@ def load_checkpoint(path: Path | str) -> LoadedCheckpoint:
     try:
         document = json.loads((path / _STATE_FILE).read_bytes())
         tensors = {}
-        for name in (_MODEL_FILE, _OPTIMIZER_FILE):
-            tensors[name] = load_file(path / name)
-            for alias, original in document["shared"][name].items():
+        for name in (_MODEL_FILE, _OPTIMIZER_FILE, _AVERAGE_FILE):
+            is_there = name != _AVERAGE_FILE or (path / name).exists()
+            tensors[name] = load_file(path / name) if is_there else {}
+            for alias, original in document["shared"].get(name, {}).items():
                 tensors[name][alias] = tensors[name][original]
         step, state = document["step"], from_json(document["state"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise broken_folder(path, f"it cannot be read ({error})") from error
-    return LoadedCheckpoint(step, tensors[_MODEL_FILE], tensors[_OPTIMIZER_FILE], state, path)
+    return LoadedCheckpoint(step, tensors[_MODEL_FILE], tensors[_OPTIMIZER_FILE], state, path, tensors[_AVERAGE_FILE])
 
 
 def last_checkpoint(run_dir: Path | str) -> LoadedCheckpoint | None:
@@ -367,7 +379,7 @@ def _newest_first(root: Path) -> list[Path]:
 
 def _can_be_read(path: Path) -> bool:
     """Say whether every file that is there can be opened: else nothing is known of the checkpoint, and it stays."""
-    for name in (*_FILES, MANIFEST_FILE):
+    for name in (*_FILES, _AVERAGE_FILE, MANIFEST_FILE):
         try:
             with (path / name).open("rb"):
                 pass

@@ -71,6 +71,7 @@ def start_fast_path(
     *,
     is_sharded: bool = False,
     adds_gradients: bool = False,
+    why_not_lazy: str = "",
 ) -> FastPath:
     """Build the optimizer, and let the model compute by the parts that fit it.
 
@@ -81,6 +82,7 @@ def start_fast_path(
         wants: says whether a part is asked for.
         is_sharded: each process will hold a part of each parameter.
         adds_gradients: an update adds gradients of several micro-batches or processes, which bfloat16 would round.
+        why_not_lazy: a reason for which every row of an embedding is to be up to date after each update.
     """
     remember_products()
     if is_sharded or not any(wants(name) for name in FAST_PARTS):
@@ -88,10 +90,18 @@ def start_fast_path(
         optimizer = build_optimizer(model, optim, fast=False)
         return FastPath(optimizer, [Part(name, False, reason=reason) for name in FAST_PARTS])
     handle = speed_up(model, precision=device.precision, parts={name: wants(name) for name in PARTS})
+    wants_lazy = wants("lazy_rows")
     optimizer = build_optimizer(
-        model, optim, fast=wants("optimizer_pass"), lazy_rows=wants("lazy_rows"), copies=handle.copies
+        model,
+        optim,
+        fast=wants("optimizer_pass"),
+        lazy_rows=wants_lazy and not why_not_lazy,
+        copies=handle.copies,
     )
-    return _join(handle, optimizer, adds_gradients)
+    path = _join(handle, optimizer, adds_gradients)
+    if wants_lazy and why_not_lazy and path.is_on("optimizer_pass"):
+        path.parts = [replace(part, reason=why_not_lazy) if part.name == "lazy_rows" else part for part in path.parts]
+    return path
 
 
 def take_over(

@@ -8,7 +8,6 @@ May import layers 0 to 2. Front ends observe by iterating and ask through `reque
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from typing import Literal
@@ -24,8 +23,10 @@ from headstart.training.device import Device
 from headstart.training.intervals import Progress, epochs_of, is_due, is_evaluation_due, progress_of
 from headstart.training.memory import is_out_of_memory
 from headstart.training.non_finite import describe_non_finite, roll_back, what_happens
+from headstart.training.schedules import set_learning_rate
 from headstart.training.state import LoopParts, LoopSettings, TrainState, UpdatePlan
 from headstart.training.update import compute_gradients, make_update
+from headstart.training.watched_scores import note_scores
 
 __all__ = ["train"]
 
@@ -73,10 +74,10 @@ def train(
     while reason is None:
         epoch, index = plan.locate(state.step)
         rows = np.concatenate(plan.updates(epoch)[index])
-        rate = settings.learning_rate(state.step) if settings.learning_rate else optimizer.param_groups[0]["lr"]
+        rate = optimizer.param_groups[0]["lr"]
         if settings.learning_rate:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = settings.learning_rate(state.step) * state.rate_factor
+            set_learning_rate(optimizer, rate)
         gradients = None
         if state.step in state.skipped_steps:
             message = "the update that was not finite is passed over"
@@ -99,6 +100,7 @@ def train(
                 parts.hooks.before_optimizer(state.step)
                 make_update(optimizer, state.step)
                 parts.hooks.after_optimizer(state.step)
+                parts.hooks.update_made(state.step)
             else:
                 what = what_happens(settings, state, parts)
                 yield describe_non_finite(gradients, rows, what, state, parts)
@@ -214,16 +216,7 @@ def _evaluate(
             raise
         message = f"the evaluation failed ({type(error).__name__}: {error}); training goes on without its scores"
         return WarningRecord(state.step, "evaluation", message, [])
-    best = False
-    if settings.best is not None:
-        score, former = scores[settings.best], state.best_score
-        # A score that is not a number is never better, and never stays the one to beat.
-        best = not math.isnan(score) and (
-            former is None or (score > former if settings.higher_is_better else score < former)
-        )
-        state.evaluations_without_better = 0 if best else state.evaluations_without_better + 1
-        if best:
-            state.best_step, state.best_score = state.step, score
+    best = note_scores(state, settings, scores)
     return EvaluationRecord(state.step, epoch, "validation", scores, time.perf_counter() - started, best)
 
 

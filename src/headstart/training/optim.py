@@ -1,58 +1,66 @@
-"""Optimizers and learning-rate schedules.
+"""Optimizers: groups of parameters, default learning rates, and which class makes the updates.
 
-May import layers 0 to 2. A schedule is a pure function of the step; the optimizer is PyTorch's own, or `FastAdamW`.
+May import layers 0 to 2. AdamW is `FastAdamW` where that can be, else PyTorch's; the others: `optimizer_classes.py`.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from headstart.errors import RecipeError, suggest
+from headstart.models.layers import layer_factors
 from headstart.models.lazy_embedding import MIN_ROWS, lazy_embeddings
 from headstart.models.speed import Part, speed_up_of
 from headstart.models.working_copies import WorkingCopies
+from headstart.optim_numbers import NUMBERS_OF_SCHEDULES, OPTIMIZERS
 from headstart.training.fast_adamw import FastAdamW, why_not_fast
+from headstart.training.optimizer_classes import make_optimizer
 
 if TYPE_CHECKING:
     from headstart.recipe import OptimSection
 
 __all__ = [
     "build_optimizer",
-    "build_schedule",
     "default_learning_rate",
-    "learning_rate_factor",
     "optimizer_parts",
     "parameter_groups",
     "replace_optimizer",
 ]
 
 
+_SCHEDULE = "give the optimizer to build_schedule, or to a scheduler of torch.optim.lr_scheduler"
 # Fields of a recipe's section that the training makes true, and what an own loop does.
 _INSTEAD = {
-    "schedule": "give the optimizer to build_schedule, or to a scheduler of torch.optim.lr_scheduler",
-    "warmup": "give the optimizer to build_schedule, or to a scheduler of torch.optim.lr_scheduler",
+    **dict.fromkeys(("schedule", "warmup", *NUMBERS_OF_SCHEDULES), _SCHEDULE),
     "max_grad_norm": "clip with FastAdamW.clip or torch.nn.utils.clip_grad_norm_",
 }
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those with and without weight decay.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None, rate: float | None = None
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters into those with and without weight decay, and by layer.
 
     Biases and the parameters of normalisation layers are not decayed: they have one dimension, or belong to a module
     whose class name ends in "Norm".
 
     Args:
         model: its parameters keep their order inside a group.
-        weight_decay: factor of the decayed group.
+        weight_decay: factor of the decayed groups.
+        layer_decay: factor on the learning rate from one layer to the one below; see `layer_factors`. None leaves the
+            layers together.
+        rate: the highest learning rate, of the head; with `layer_decay` each group gets its own.
 
     Returns:
-        Two groups as `torch.optim` takes them; an empty group is left out.
+        Two groups as `torch.optim` takes them, or with `layer_decay` two for each layer, those of the head first, whose
+        factor on the learning rate is "lr_factor"; an empty group is left out.
+
+    Raises:
+        ModelError: the layers of the model cannot be found.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
@@ -67,25 +75,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if type(module).__name__.endswith("Norm")
         for parameter in module.parameters(recurse=False)
     }
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    factors = None if layer_decay is None else layer_factors(model, layer_decay)
+    found: dict[float, tuple[list[nn.Parameter], list[nn.Parameter]]] = {} if factors else {1.0: ([], [])}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            decayed, plain = found.setdefault(1.0 if factors is None else factors[name], ([], []))
             (plain if parameter.ndim < 2 or id(parameter) in norms else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = []
+    for factor, (decayed, plain) in sorted(found.items(), reverse=True):
+        own: dict[str, Any] = {} if factors is None else {"lr_factor": factor}
+        if rate is not None and factors is not None:
+            own["lr"] = rate * factor
+        groups += [
+            {"params": decayed, "weight_decay": weight_decay, **own},
+            {"params": plain, "weight_decay": 0.0, **own},
+        ]
     return [group for group in groups if group["params"]]
 
 
-def default_learning_rate(model: nn.Module, rows_per_update: float = 8) -> float:
-    """Give a learning rate by which AdamW fine-tunes a model of this width.
+def default_learning_rate(model: nn.Module, rows_per_update: float = 8, optimizer: str = "adamw") -> float:
+    """Give a learning rate by which an optimizer fine-tunes a model of this width.
 
-    In updates of 32 rows and more it is `2e-4 * (384 / width) ** 2`, at most 3e-4: 2e-4 for hidden states of 384
-    numbers, 5e-5 for 768, 2.8e-5 for 1,024. Fewer rows make it smaller in proportion to the square root of their
-    number. It is rounded to two digits.
+    With AdamW, in updates of 32 rows and more it is `2e-4 * (384 / width) ** 2`, at most 3e-4: 2e-4 for hidden states
+    of 384 numbers, 5e-5 for 768, 2.8e-5 for 1,024. Fewer rows make it smaller in proportion to the square root of their
+    number. It is rounded to two digits. Lion's is a fifth of it and Adan's five times as much; SGD, Adafactor and
+    Prodigy have one that depends on neither.
 
     Args:
         model: the hidden size of its config is the width; 768 where it has none.
         rows_per_update: their average number.
+        optimizer: its name in a recipe.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -95,10 +114,14 @@ def default_learning_rate(model: nn.Module, rows_per_update: float = 8) -> float
 
     Source: the rates for 384 are measured (docs/log.md); the others lie among those that small models (Turc et al.
     2019, Well-Read Students Learn Better), BERT-base and BERT-large (Devlin et al. 2019) are fine-tuned with. The
-    square root: Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms.
+    square root: Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms. Lion: Chen et al.
+    2023 name 3 to 10 times less than AdamW; Adan: Xie et al. 2022 name 5 to 10 times more than others.
     """
+    kind = OPTIMIZERS[optimizer]
+    if kind.learning_rate is not None:
+        return kind.learning_rate
     width = getattr(getattr(model, "config", None), "hidden_size", 768)
-    rate = min(2e-4 * (384 / width) ** 2, 3e-4) * math.sqrt(min(rows_per_update, 32) / 32)
+    rate = min(2e-4 * (384 / width) ** 2, 3e-4) * math.sqrt(min(rows_per_update, 32) / 32) * kind.times_adamw
     return float(f"{rate:.2g}")
 
 
@@ -126,11 +149,12 @@ def build_optimizer(
             `learning_rate=2e-5`, without those of the schedule and of clipping.
 
     Returns:
-        `FastAdamW`; where that cannot be, or is not asked for, `torch.optim.AdamW` or `torch.optim.SGD`, in PyTorch's
-        fused form where the parameters' device has one. `optimizer_parts` says which and why.
+        `FastAdamW`; where that cannot be, or is not asked for, `torch.optim.AdamW`, in PyTorch's fused form where the
+        parameters' device has one; or the optimizer of that name. `optimizer_parts` says which and why.
 
     Raises:
-        RecipeError: a number is unknown or out of range.
+        RecipeError: a number is unknown or out of range, or the extra `optimizers` is not installed.
+        ModelError: the layers of the model cannot be found, and `layer_decay` needs them.
         TypeError: both a section and numbers are given, or a number of the schedule or of clipping.
 
     Example:
@@ -149,16 +173,13 @@ def build_optimizer(
         optim = build_recipe(values={f"optim.{name}": value for name, value in numbers.items()}).optim
     elif numbers:
         raise TypeError(f"build_optimizer takes a section or numbers ({', '.join(numbers)}), not both")
-    groups = parameter_groups(model, optim.weight_decay)
-    rate = optim.learning_rate or default_learning_rate(model)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    fused = {parameter.device.type for parameter in parameters} <= {"cpu", "cuda"}
-    if optim.name == "sgd":
-        # PyTorch has no fused SGD for parameters of which each process holds a part.
-        fused = fused and not any(isinstance(parameter, DTensor) for parameter in parameters)
-        plain = torch.optim.SGD(groups, lr=rate, momentum=optim.momentum or 0.0, fused=fused)
-        return _with_parts(plain, "the optimizer is SGD")
+    rate = optim.learning_rate or default_learning_rate(model, optimizer=optim.name)
+    groups = parameter_groups(model, _number(optim.weight_decay), optim.layer_decay, rate)
+    if optim.name != "adamw":
+        plain = make_optimizer(optim, groups, rate)
+        return _with_parts(plain, f"the optimizer is {type(plain).__name__}")
     betas = _number(optim.beta1), _number(optim.beta2)
+    fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cpu", "cuda"}
     adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, eps=_number(optim.epsilon), fused=fused)
     why_not = "" if fast else "switched off"
     return replace_optimizer(model, adamw, copies=copies, why_not=why_not, lazy_rows=lazy_rows)
@@ -253,86 +274,6 @@ def _with_parts(
 
 
 _parts: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[Part]] = weakref.WeakKeyDictionary()
-
-
-def learning_rate_factor(
-    step: int, *, total_steps: int, warmup_steps: int, schedule: Literal["linear", "cosine", "constant"]
-) -> float:
-    """Give the factor (0 to 1) on the highest learning rate that update `step` uses.
-
-    Args:
-        step: zero-based number of the update.
-        total_steps: updates of the whole training.
-        warmup_steps: updates over which the factor rises from 0 to 1; 0 starts at 1.
-        schedule: what follows the warm-up: "linear" to 0, half a "cosine" to 0, or "constant".
-
-    Example:
-        >>> [learning_rate_factor(s, total_steps=4, warmup_steps=2, schedule="linear") for s in range(4)]
-        [0.0, 0.5, 1.0, 0.5]
-
-    Source: the same numbers as transformers' get_linear_schedule_with_warmup and its cosine and constant kin.
-    """
-    if step < warmup_steps:
-        return step / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    if schedule == "linear":
-        return max(0.0, 1.0 - progress)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer,
-    *,
-    total_steps: int,
-    warmup: int | str = 0,
-    schedule: Literal["linear", "cosine", "constant"] = "linear",
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build a scheduler of PyTorch that goes the way of a recipe's `optim.schedule` and `optim.warmup`.
-
-    Args:
-        optimizer: its learning rates are the highest; call `step()` of the scheduler after each of the optimizer's.
-        total_steps: updates of the whole training, `PlannedBatches.total_steps(epochs)`.
-        warmup: updates over which the rate rises from 0; a number, or a share such as "5%".
-        schedule: "linear" to 0, half a "cosine" to 0, or "constant".
-
-    Raises:
-        RecipeError: the warm-up cannot be counted, there is no update, or the schedule is unknown.
-
-    Example:
-        >>> optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
-        >>> scheduler = build_schedule(optimizer, total_steps=4, warmup="50%")
-        >>> rates = []
-        >>> for _ in range(4):
-        ...     rates += scheduler.get_last_lr()
-        ...     optimizer.step()
-        ...     scheduler.step()
-        >>> rates
-        [0.0, 0.5, 1.0, 0.5]
-
-    Relations: `learning_rate_factor` is the function behind it; transformers' `get_scheduler` gives the same numbers.
-    """
-    from headstart.recipe import parse_duration
-
-    if total_steps < 1:
-        raise RecipeError(f"total_steps: {total_steps}.", "At least one update.", "Count the updates of all epochs.")
-    if schedule not in ("linear", "cosine", "constant"):
-        raise RecipeError(f'schedule: "{schedule}".', suggest(schedule, ["linear", "cosine", "constant"]))
-    try:
-        duration = parse_duration(warmup)
-    except ValueError:
-        duration = None
-    if duration is None or duration.unit not in ("steps", "%"):
-        raise RecipeError(
-            f"warmup: {warmup}.", 'A number of updates, or a share of them such as "5%".', "Write warmup=100."
-        )
-    steps = duration.in_steps(total_steps=total_steps, steps_per_epoch=total_steps)
-
-    def factor(step: int) -> float:
-        return learning_rate_factor(step, total_steps=total_steps, warmup_steps=steps, schedule=schedule)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _number(value: float | None) -> float:

@@ -16,15 +16,28 @@ from headstart.training.fast_adamw import FastAdamW
 
 __all__ = ["optimizer_from_tensors", "optimizer_to_tensors", "parameter_names"]
 
-# Keys that torch's own optimizers cannot do without, once a parameter has state.
-_NEEDED: dict[type[torch.optim.Optimizer], set[str]] = {
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-    FastAdamW: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.SGD: {"momentum_buffer"},
+# Keys that an optimizer cannot do without, once a parameter has state; by the package and name of its class.
+_NEEDED: dict[str, set[str]] = {
+    "torch.Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "torch.AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "headstart.FastAdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "torch.SGD": {"momentum_buffer"},
+    "torch.NAdam": {"step", "mu_product", "exp_avg", "exp_avg_sq"},
+    "torch.RAdam": {"step", "exp_avg", "exp_avg_sq"},
+    "torch.Adafactor": {"step"},
+    "pytorch_optimizer.Lion": {"exp_avg"},
+    "pytorch_optimizer.Adan": {"exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad"},
+    "pytorch_optimizer.Prodigy": {"exp_avg", "exp_avg_sq", "p0", "s"},
 }
+# Of which it has some for one parameter, and others for another.
+_ONE_OF: dict[str, tuple[set[str], ...]] = {"torch.Adafactor": ({"row_var", "col_var"}, {"variance"})}
 # State with one number for each number of the parameter.
-_ELEMENTWISE = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+_ELEMENTWISE = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "exp_avg_diff", "previous_grad", "p0", "s",
+}  # fmt: skip
+# What an update changes in the groups, beside the state of the parameters: Lion, Adan and Prodigy count updates there,
+# and Prodigy keeps there what it has learned of the step size.
+_CHANGED_IN_GROUPS = ("step", "d", "d_max", "d_numerator")
 
 _SCALARS: dict[str, tuple[type, torch.dtype]] = {
     "bool": (bool, torch.bool),
@@ -54,8 +67,8 @@ def parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
 def optimizer_to_tensors(optimizer: torch.optim.Optimizer, parameter_names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Give the state of an optimizer as named tensors.
 
-    Of the groups' settings only the learning rate is among them, which a schedule may have changed;
-    the others belong to whoever builds the optimizer.
+    Of the groups' settings the learning rate is among them, which a schedule may have changed, and what an update
+    itself changes there; the others belong to whoever builds the optimizer.
 
     Args:
         optimizer: any whose state is tensors and numbers by parameter.
@@ -85,7 +98,9 @@ def optimizer_to_tensors(optimizer: torch.optim.Optimizer, parameter_names: Sequ
             if value is not None:  # torch's optimizers take an absent key and None alike
                 _put(tensors, f"{name}/{key}", value)
     for index, group in enumerate(optimizer.param_groups):
-        _put(tensors, f"{_GROUP}/{index}/lr", group["lr"])
+        for key in ("lr", *_CHANGED_IN_GROUPS):
+            if group.get(key) is not None:
+                _put(tensors, f"{_GROUP}/{index}/{key}", group[key])
     return tensors
 
 
@@ -108,7 +123,7 @@ def optimizer_from_tensors(
     """
     parameters = _named_parameters(optimizer, parameter_names)
     state: dict[str, dict[str, Any]] = {}
-    rates: dict[int, Any] = {}
+    groups: dict[int, dict[str, Any]] = {}
     for full_name, tensor in tensors.items():
         owner, _, key = full_name.rpartition("/")
         key, value = _restore_scalar(key, tensor)
@@ -116,7 +131,7 @@ def optimizer_from_tensors(
             index = int(owner.removeprefix(f"{_GROUP}/"))
             if index >= len(optimizer.param_groups):
                 raise _mismatch(full_name, tensor, f"{len(optimizer.param_groups)} groups of parameters")
-            rates[index] = value
+            groups.setdefault(index, {})[key] = value
             continue
         if owner not in parameters:
             nearest = nearest_name(owner, parameters)
@@ -124,11 +139,11 @@ def optimizer_from_tensors(
             raise _mismatch(full_name, tensor, f"state of the optimizer's parameters only{hint}")
         _check_leaf(full_name, key, tensor, parameters[owner])
         state.setdefault(owner, {})[key] = value
-    _check_keys(optimizer, state, rates)
+    _check_keys(optimizer, state, groups)
     whole = optimizer.state_dict()
     whole["state"] = {index: state[name] for index, name in enumerate(parameters) if name in state}
-    for index, rate in rates.items():
-        whole["param_groups"][index]["lr"] = rate
+    for index, values in groups.items():
+        whole["param_groups"][index].update(values)
     optimizer.load_state_dict(whole)
     for name, values in state.items():
         placed = optimizer.state[parameters[name]]
@@ -191,22 +206,25 @@ def _check_leaf(full_name: str, key: str, tensor: torch.Tensor, parameter: torch
 def _check_keys(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Mapping[str, Any]],
-    rates: Mapping[int, Any],
+    groups: Mapping[int, Mapping[str, Any]],
 ) -> None:
     kind = type(optimizer).__name__
-    absent = sorted(set(range(len(optimizer.param_groups))) - set(rates))
+    absent = [index for index in range(len(optimizer.param_groups)) if "lr" not in groups.get(index, {})]
     if absent:
         raise CheckpointError(
             f"The optimizer's state does not fit {kind}: {_GROUP}/{absent[0]}/lr is missing.",
             f"{len(optimizer.param_groups)} groups of parameters.",
             "Resume with the optimizer that the run was started with.",
         )
-    needed = _NEEDED.get(type(optimizer))
-    if needed is None:
+    full_kind = f"{type(optimizer).__module__.partition('.')[0]}.{kind}"
+    always = _NEEDED.get(full_kind)
+    if always is None:
         return
     if any(group.get("amsgrad") for group in optimizer.param_groups):
-        needed = {*needed, "max_exp_avg_sq"}
+        always = {*always, "max_exp_avg_sq"}
     for name, values in state.items():
+        choices = _ONE_OF.get(full_kind, (set(),))
+        needed = always | next((choice for choice in choices if choice <= set(values)), choices[0])
         missing = sorted(needed - set(values))
         foreign = sorted(set(values) - needed - _ELEMENTWISE)
         if missing or foreign:

@@ -16,6 +16,7 @@ import torch
 from headstart.recipe import Duration
 from headstart.runlog import CheckpointRecord
 from headstart.training.processes import Processes
+from headstart.training.schedules import PlateauRule
 
 __all__ = [
     "Batch",
@@ -68,12 +69,14 @@ class StepHooks:
         micro_batch_ends: after the backward pass of each micro-batch.
         before_optimizer: gradients are whole and clipped; not called when the update is not made.
         after_optimizer: parameters are new, gradients still there.
+        update_made: parameters are new; for who does not look at gradients, which may not be clipped yet.
     """
 
     step_begins: Callable[[int], None] = _do_nothing
     micro_batch_ends: Callable[[int], None] = _do_nothing
     before_optimizer: Callable[[int], None] = _do_nothing
     after_optimizer: Callable[[int], None] = _do_nothing
+    update_made: Callable[[int], None] = _do_nothing
 
     @property
     def see_gradients(self) -> bool:
@@ -99,6 +102,7 @@ class LoopSettings:
             checkpoint and skip the update when its turn comes again.
         time_limit_seconds: training time, over all starts of the run, after which it saves and stops.
         on_evaluation_error: "warn" goes on without the scores of an evaluation that fails; "raise" does not.
+        plateau: when the learning rate falls because a score gets no better; None never.
     """
 
     total_steps: int
@@ -113,6 +117,7 @@ class LoopSettings:
     on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
     time_limit_seconds: float = math.inf
     on_evaluation_error: Literal["warn", "raise"] = "warn"
+    plateau: PlateauRule | None = None
 
 
 @dataclass
@@ -127,6 +132,9 @@ class TrainState:
         evaluations_without_better: in a row, since then.
         splits: how often micro-batches are halved because memory ran out.
         skipped_steps: updates (zero-based) that were not finite and are passed over after a rollback.
+        rate_factor: what the plateau schedule has made of the learning rate so far.
+        plateau_best: best score that it has seen.
+        plateau_waited: evaluations in a row without a better one, since it changed the learning rate.
     """
 
     step: int = 0
@@ -136,6 +144,9 @@ class TrainState:
     evaluations_without_better: int = 0
     splits: int = 0
     skipped_steps: list[int] = field(default_factory=list)
+    rate_factor: float = 1.0
+    plateau_best: float | None = None
+    plateau_waited: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Give the values as JSON takes them."""
