@@ -62,6 +62,7 @@ def write_model_card(
         f"with a highest learning rate of {summary.learning_rate:g}, {recipe.optim.schedule} schedule after "
         f"{derived['warmup_steps']} warm-up steps, precision {summary.precision}, seed {recipe.train.seed}. Rows "
         f"longer than {derived['max_length']} tokens were cut ({summary.lengths['truncated_rows']:,} in train). "
+        f"{_describe_knobs(recipe, summary)}"
         "Everything else stands in `recipe.yaml`.",
         "## Use",
         f'```python\nimport headstart\n\nrun = headstart.load(".")\nprint(run.predict([{_example(summary)}]))\n```',
@@ -92,6 +93,20 @@ def _what_it_does(task: Task) -> str:
     table = "\n".join(["| label | given from probability |", "|---|---|", *lines])
     chosen = f"\n\n{table}\n\nThresholds stand in `task.json`; transformers alone gives 0.5 to all." if lines else ""
     return f"give any of {len(task.label_names)} labels: {names}.{chosen}"
+
+
+def _describe_knobs(recipe: Recipe, summary: PlanSummary) -> str:
+    """Say in sentences how the training differs from one of all weights at one rate."""
+    sentences = ""
+    if summary.trained_parameters not in (None, summary.parameters):
+        sentences += f"{summary.trained_parameters:,} of {summary.parameters:,} parameters were trained. "
+    if recipe.model.unfreeze_every is not None:
+        sentences += f"Layers were unfrozen from the top, one after each {_escape(str(recipe.model.unfreeze_every))}. "
+    if recipe.optim.layer_decay is not None:
+        sentences += f"Each layer learned at {recipe.optim.layer_decay:g} of the rate of the one above. "
+    if recipe.train.ema is not None:
+        sentences += f"The weights are an exponential moving average (decay {recipe.train.ema:g}). "
+    return sentences
 
 
 def _example(summary: PlanSummary) -> str:

@@ -69,10 +69,9 @@ OPTIMIZERS: Final[dict[str, OptimizerKind]] = {
     ),
     "nadam": OptimizerKind({**_ADAM, "momentum_decay": 0.004}),
     "radam": OptimizerKind(_ADAM),
-    "lion": OptimizerKind({"beta1": 0.9, "beta2": 0.99}, times_adamw=0.2, weight_decay=0.05),
+    "lion": OptimizerKind({"beta1": 0.9, "beta2": 0.99}, times_adamw=1 / 3, weight_decay=0.03),
     "adan": OptimizerKind(
         {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "epsilon": 1e-8},
-        times_adamw=5.0,
         weight_decay=0.02,
         by_group=True,
     ),

@@ -155,6 +155,21 @@ ALONE: dict[str, Settings] = {
     "linear": {"optim.schedule": "linear", "optim.warmup": 6},
     "cosine": {"optim.schedule": "cosine", "optim.warmup": "1 epoch"},
     "constant": {"optim.schedule": "constant", "optim.warmup": 0},
+    "adafactor": {"optim.name": "adafactor"},
+    "nadam": {"optim.name": "nadam"},
+    "radam": {"optim.name": "radam"},
+    "lion": {"optim.name": "lion", "optim.learning_rate": 1e-4},
+    "adan": {"optim.name": "adan"},
+    "prodigy": {"optim.name": "prodigy", "optim.learning_rate": 1.0},
+    "polynomial": {"optim.schedule": "polynomial", "optim.end_factor": 0.1},
+    "inverse-root": {"optim.schedule": "inverse_sqrt", "optim.warmup": 4},
+    "restarts": {"optim.schedule": "cosine_with_restarts", "optim.cycles": 3},
+    "one-cycle": {"optim.schedule": "one_cycle", "optim.warmup": "25%"},
+    "plateau": {"optim.schedule": "plateau", "optim.plateau_patience": 0},
+    "layer-decay": {"optim.layer_decay": 0.7},
+    "frozen": {"model.freeze": 1},
+    "unfrozen": {"model.unfreeze_every": 4},
+    "average": {"train.ema": 0.9},
 }
 
 

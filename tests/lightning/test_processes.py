@@ -47,7 +47,8 @@ def main():
         precision=precision, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[Watch(name)],
     )
-    module = TaskModule(learning_rate=1e-3, fast=fast == "fast")
+    settings = ["model.freeze=embeddings", "optim.layer_decay=0.5", "optim.name=nadam"] if fast == "frozen" else []
+    module = TaskModule(learning_rate=1e-3, fast=fast == "fast", settings=settings)
     trainer.fit(module, data)
     if strategy in ("ddp_spawn", "ddp_fork"):  # the weights have come from a process that is gone
         total = sum(parameter.double().sum().item() for parameter in module.model.parameters())
@@ -73,6 +74,7 @@ if __name__ == "__main__":
     [
         ("ddp", "32-true", "plain"),
         ("ddp", "bf16-mixed", "fast"),
+        ("ddp", "32-true", "frozen"),
         ("ddp_spawn", "32-true", "plain"),
         ("ddp_fork", "32-true", "plain"),
     ],

@@ -69,10 +69,14 @@ MATTERS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({"train.tokens_per_batch": 100}, {}, {}, "train.batch_size"),
     ({"train.fast": {"lazy_rows": True}}, {}, {}, "sparse"),
     ({"optim.max_grad_norm": 0.5}, {"gradient_clip_val": 1.0}, {}, "gradient_clip_val=0.5"),
+    ({"train.ema": 0.99}, {}, {}, "EMAWeightAveraging(decay=0.99)"),
+    ({"model.unfreeze_every": "1 epoch"}, {}, {}, "BaseFinetuning"),
+    ({"optim.schedule": "plateau"}, {}, {}, "ReduceLROnPlateau"),
     ({"output.log_to": ["tensorboard"]}, {"logger": CSVLogger("logs")}, {}, "TensorBoardLogger"),
 ]
 HAS_NO_ARGUMENT = {"train.device", "train.processes", "train.process_timeout", "train.on_non_finite", "output.log_to",
-                   "train.tokens_per_batch", "train.fast"}  # fmt: skip
+                   "train.tokens_per_batch", "train.fast", "train.ema", "model.unfreeze_every",
+                   "optim.schedule"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("setting", "other", "same", "argument"), MATTERS, ids=lambda value: str(value)[:40])

@@ -364,8 +364,9 @@ def test_what_nobody_reads_beside_an_own_module_is_refused(make_data: Make, make
         def configure_optimizers(self) -> None:
             return None
 
-    with pytest.raises(RecipeError, match=r"given model\.dropout, optim\.name"):
-        make_trainer(max_epochs=1).fit(Own(), make_data(settings=["optim.name=sgd", "model.dropout=0.2"]))
+    with pytest.raises(RecipeError, match=r"given model\.dropout, model\.freeze, optim\.name"):
+        settings = ["optim.name=sgd", "model.dropout=0.2", "model.freeze=embeddings"]
+        make_trainer(max_epochs=1).fit(Own(), make_data(settings=settings))
     with pytest.raises(RecipeError, match=r"accumulate_grad_batches=4"):
         make_trainer(max_epochs=1).fit(Own(), make_data(settings=["train.accumulation=4"]))
 

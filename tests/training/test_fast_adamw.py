@@ -682,7 +682,7 @@ def test_an_optimizer_of_ours_that_is_handed_in_says_which_embeddings_are_lazy()
         optimizer.stop_lazy()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["schedule", "warmup", "max_grad_norm"])
+@pytest.mark.parametrize("name", ["schedule", "warmup", "max_grad_norm", "power", "cycles", "plateau_factor"])
 def test_what_is_no_number_of_an_optimizer_is_refused(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name} is no number of an optimizer; "):
         build_optimizer(nn.Linear(2, 2), **{name: 1})

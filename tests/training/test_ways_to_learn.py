@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from headstart.display.runs import show_run
 from headstart.errors import RecipeError
 from headstart.metrics import higher_is_better
 from headstart.models.layers import layer_factors
@@ -17,7 +19,7 @@ from headstart.records import EvaluationRecord, StepRecord
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.optim import build_optimizer, parameter_groups
 from small_families import build
-from small_training import Settings, bits_of, finish, start, train_to, write_reviews
+from small_training import Settings, finish, start, train_to, write_reviews
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +229,13 @@ def test_what_a_run_leaves_says_how_it_learned(settings: Settings, tmp_path: Pat
     run = tmp_path / "run"
     finish({**settings, **KNOBS["all"]}, run)
     assert "nadam" in (run / "README.md").read_text() and "one_cycle" in (run / "README.md").read_text()
-    assert bits_of(run)["log"]
+    card = (run / "README.md").read_text()
+    assert "Layers were unfrozen from the top, one after each 1." in card
+    assert "0.8 of the rate of the one above" in card and "moving average (decay 0.8)" in card
+    assert "parameters were trained" in card
+    console = Console(record=True, width=200)
+    show_run(run, console)
+    shown = " ".join(console.export_text().split())
+    assert "layer decay 0.8, frozen ['*.word_embeddings.*'], a layer unfrozen every 1, weights averaged" in shown
     notes = json.loads((run / "data.json").read_text())["notes"]
     assert sum("the head is trained first" in note or "averaged weights" in note for note in notes) == 2

@@ -225,6 +225,13 @@ def _describe_recipe(recipe: Recipe, data: Mapping[str, Any]) -> list[tuple[str,
     batch = f"{train.accumulation} x {size}" if train.accumulation > 1 else size
     length = f"{train.max_steps:,} steps" if train.max_steps is not None else f"{train.epochs or 1:g} epochs"
     schedule = f"{optim.schedule} with warmup {optim.warmup}"
+    knobs = {
+        "layer decay": optim.layer_decay,
+        "frozen": recipe.model.freeze,
+        "a layer unfrozen every": recipe.model.unfreeze_every,
+        "weights averaged with decay": train.ema,
+    }
+    ways = "".join(f", {name} {value}" for name, value in knobs.items() if value is not None)
     model = recipe.model.checkpoint
     return [
         ("task", plain(recipe.task.name or "")),
@@ -233,7 +240,7 @@ def _describe_recipe(recipe: Recipe, data: Mapping[str, Any]) -> list[tuple[str,
         ("labels", plain(", ".join(labels[:8]) + more)),
         ("model", plain(_short_model(model) if model is not None else "the embedded default")),
         ("training", plain(f"{length} of {batch}, seed {train.seed}")),
-        ("optimizer", plain(f"{optim.name}, learning rate {optim.peak_learning_rate:g}, {schedule}")),
+        ("optimizer", plain(f"{optim.name}, learning rate {optim.peak_learning_rate:g}, {schedule}{ways}")),
     ]
 
 

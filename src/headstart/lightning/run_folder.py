@@ -74,9 +74,17 @@ def read_run(run_dir: str | Path) -> ReadRun:
     """
     run = Run(run_dir)
     path = Path(run_dir)
-    given = of_the_model(collect(path / RECIPE_FILE, (), {}))
+    given = _of_any_loop(of_the_model(collect(path / RECIPE_FILE, (), {})))
     steps = int(read_recipe_file(path / RECIPE_FILE)[1].get("total_steps", 0))
     return ReadRun(given, run.task, load_saved_classifier(path / MODEL_DIR).model, steps)
+
+
+def _of_any_loop(given: Given) -> Given:
+    """Leave out what headstart's own loop does and Lightning's does not."""
+    left_out = {"model.unfreeze_every"}
+    if given.get("optim.schedule") == "plateau":
+        left_out |= {"optim.schedule", "optim.plateau_factor", "optim.plateau_patience"}
+    return {key: value for key, value in given.items() if key not in left_out}
 
 
 def write_run_once(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,10 +28,12 @@ from headstart.lightning.scored_rows import ScoredRows
 from headstart.lightning.trainer_settings import check_trainer, precision_of
 from headstart.metrics import resolve_scores
 from headstart.models import load
+from headstart.optim_numbers import OptimizerName, ScheduleName
 from headstart.parts.planned_loader import MicroBatch
 from headstart.recipe import Recipe, build_recipe
 from headstart.tasks import Task, task_from_dict
 from headstart.training.allocator import keep_freed_memory
+from headstart.training.frozen import freeze_parameters
 
 if TYPE_CHECKING:
     from headstart.run import Run
@@ -54,10 +56,10 @@ class TaskModule(LightningModule):
         task: what is learned, where no `TaskDataModule` says so.
         model: hub name or folder; None takes that of the `TaskDataModule`, or the embedded default.
         learning_rate: the highest of the schedule; None chooses by the width of the model and the rows of an update.
-        optimizer: "adamw" or "sgd".
+        optimizer: "adamw", "sgd" or another of a recipe's `optim.name`; their own numbers go into `settings`.
         momentum: of "sgd".
-        weight_decay: of both.
-        schedule: "linear", "cosine" or "constant".
+        weight_decay: of all of them.
+        schedule: any of a recipe's `optim.schedule` but "plateau".
         warmup: updates over which the rate rises from 0: a number, "1 epoch" or "6%".
         dropout: every dropout probability of the model; None keeps its own.
         fast: False computes by the model's own operations.
@@ -86,10 +88,10 @@ class TaskModule(LightningModule):
         task: Task | Mapping[str, Any] | None = None,
         model: str | None = None,
         learning_rate: float | None = None,
-        optimizer: Literal["adamw", "sgd"] | None = None,
+        optimizer: OptimizerName | None = None,
         momentum: float | None = None,
         weight_decay: float | None = None,
-        schedule: Literal["linear", "cosine", "constant"] | None = None,
+        schedule: ScheduleName | None = None,
         warmup: int | str | None = None,
         dropout: float | None = None,
         fast: bool | None = None,
@@ -202,7 +204,7 @@ class TaskModule(LightningModule):
         return self.model
 
     def configure_model(self) -> None:
-        """Load the pretrained model and put a new head on it; once."""
+        """Load the pretrained model and put a new head on it, once; and freeze what the recipe names."""
         if self.model is None:
             # The head is drawn on the CPU, so that it is the same wherever it trains.
             with torch.device("cpu"):
@@ -215,6 +217,7 @@ class TaskModule(LightningModule):
                     dropout=self.recipe.model.dropout,
                 )
             self.model, self.new_parameters = loaded.model, loaded.new_parameters
+        freeze_parameters(self.model, self.recipe.model.freeze)  # before a strategy wraps the model
         self.model.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

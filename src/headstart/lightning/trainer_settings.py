@@ -21,7 +21,15 @@ from headstart.recipe import Recipe, parse_duration
 
 __all__ = ["check_own_module", "check_trainer", "fast_precision", "precision_of"]
 
-_OF_THE_TASK_MODULE = ("optim.", "model.dropout", "train.fast", "train.threads", "evaluate.scores")
+_OF_THE_TASK_MODULE = (
+    "optim.",
+    "model.dropout",
+    "model.freeze",
+    "model.unfreeze_every",
+    "train.fast",
+    "train.threads",
+    "evaluate.scores",
+)
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 
@@ -100,6 +108,11 @@ def check_trainer(given: Given, trainer: Trainer) -> None:
         faults.append("train.tokens_per_batch: Lightning counts the batches of an epoch once; set train.batch_size")
     if isinstance(given.get("train.fast"), dict) and given["train.fast"].get("lazy_rows"):
         faults.append("train.fast.lazy_rows: its gradients are sparse, which no callback expects; leave it out")
+    if given.get("optim.schedule") == "plateau":
+        faults.append(
+            "optim.schedule is plateau, which follows headstart's own evaluations: choose another, or return a "
+            "ReduceLROnPlateau from configure_optimizers in a class that inherits from TaskModule"
+        )
     if faults:
         raise RecipeError(
             "Lightning's Trainer decides these settings of the recipe, and does something else:\n"
@@ -264,6 +277,14 @@ _MATTERS: dict[str, _Matter] = {
     "train.on_non_finite": (
         lambda value, trainer: False,
         lambda value: "the training stops at an update that is not finite; leave it out",
+    ),
+    "train.ema": (
+        lambda value, trainer: False,
+        lambda value: f"Trainer(callbacks=[EMAWeightAveraging(decay={value})]) in its place, whose decay does not grow",
+    ),
+    "model.unfreeze_every": (
+        lambda value, trainer: False,
+        lambda value: "a callback that inherits from Lightning's BaseFinetuning in its place",
     ),
     "optim.max_grad_norm": (
         lambda value, trainer: trainer.gradient_clip_val is None or trainer.gradient_clip_val == value,

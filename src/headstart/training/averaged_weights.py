@@ -64,6 +64,14 @@ class AveragedWeights:
         self.num_averaged = 0
         self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._averages = {name: value.detach().clone() for name, value in self._parameters.items()}
+        # Made once, so that memory cannot run out while some weights have changed places and others have not.
+        self._room = {
+            (value.dtype, value.device): torch.empty(0, dtype=value.dtype, device=value.device)
+            for value in self._averages.values()
+        }
+        for value in self._averages.values():
+            room = self._room[value.dtype, value.device]
+            room.resize_(max(room.numel(), value.numel()))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -95,7 +103,8 @@ class AveragedWeights:
     def _exchange(self) -> None:
         for name, average in self._averages.items():
             weight = self._parameters[name]
-            own = weight.detach().clone()
+            own = self._room[average.dtype, average.device][: average.numel()].view(average.shape)
+            own.copy_(weight)
             weight.copy_(average)
             average.copy_(own)
 

@@ -88,6 +88,8 @@ def make_optimizer(optim: OptimSection, groups: list[dict[str, Any]], rate: floa
         # The small steps of a warm-up would distort the estimate; so its authors leave them out of it.
         has_warmup = parse_duration(optim.warmup or 0).number > 0
         numbers |= {"eps": _number(optim.epsilon), "d_coef": _number(optim.d_coef), "safeguard_warmup": has_warmup}
+    if is_sharded:
+        numbers["foreach"] = False  # not all of what these need is there for parts of parameters
     built: torch.optim.Optimizer = _class_of(optim.name)(groups, lr=rate, **numbers)
     return built
 
