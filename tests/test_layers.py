@@ -36,6 +36,7 @@ LAYERS = {
     "api": 5,
     "parts": 4,
     "interruption": 5,
+    "learning_plan": 5,
     "model_card": 5,
     "plan_summary": 5,
     "preparation": 5,

@@ -67,14 +67,10 @@ OPTIMIZERS: Final[dict[str, OptimizerKind]] = {
     "adafactor": OptimizerKind(
         {"beta2_decay": -0.8, "clip_threshold": 1.0, "epsilon": 2.0**-23, "epsilon2": 1e-3}, learning_rate=1e-3
     ),
-    "nadam": OptimizerKind({**_ADAM, "momentum_decay": 0.004}),
-    "radam": OptimizerKind(_ADAM),
+    "nadam": OptimizerKind({**_ADAM, "momentum_decay": 0.004}, times_adamw=0.5),
+    "radam": OptimizerKind(_ADAM, times_adamw=3.0),
     "lion": OptimizerKind({"beta1": 0.9, "beta2": 0.99}, times_adamw=1 / 3, weight_decay=0.03),
-    "adan": OptimizerKind(
-        {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "epsilon": 1e-8},
-        weight_decay=0.02,
-        by_group=True,
-    ),
+    "adan": OptimizerKind({"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "epsilon": 1e-8}, by_group=True),
     "prodigy": OptimizerKind({**_ADAM, "d_coef": 1.0}, learning_rate=1.0, by_group=True),
 }
 """Every optimizer by its name in a recipe. Why these numbers: docs/recipe.md."""

@@ -15,16 +15,14 @@ import numpy as np
 from headstart.data.batches import BatchPlan, padding_fraction, prediction_batches
 from headstart.data.table_cache import cache_dir
 from headstart.display.plan import PlanSummary
-from headstart.models.layers import find_layers
 from headstart.models.load import LoadedModel, resolve_checkpoint
 from headstart.reading import ReadData
 from headstart.recipe import Recipe
 from headstart.training.device import Device
 from headstart.training.fast_path import FastPath
-from headstart.training.frozen import Unfreezing
 from headstart.training.speed_estimate import estimate_seconds
 
-__all__ = ["column_reasons", "describe_learning", "model_name", "summarise_plan"]
+__all__ = ["column_reasons", "model_name", "summarise_plan"]
 
 
 def summarise_plan(
@@ -130,44 +128,6 @@ def column_reasons(data: ReadData) -> list[tuple[str, str, str]]:
     label = task.label if isinstance(task.label, str) else ", ".join(task.label)
     columns = (("text", task.text), ("pair", task.pair), ("label", label))
     return [(role, name, data.columns.reasons.get(role, "")) for role, name in columns if name is not None]
-
-
-def describe_learning(
-    recipe: Recipe, loaded: LoadedModel, total_steps: int, unfreezing: Unfreezing | None
-) -> list[str]:
-    """Say what is to be known of how this model learns, where it is not the usual way."""
-    optim, notes = recipe.optim, []
-    frozen = [name for name, parameter in loaded.model.named_parameters() if not parameter.requires_grad]
-    random = [name for name in frozen if name in loaded.new_parameters]
-    if random:
-        notes.append(f"frozen though new, so that they stay random: {', '.join(random)}")
-    if optim.layer_decay is not None:
-        layers = find_layers(loaded.model)
-        shared = f", whose weights {layers.num_passes} layers share" if layers.num_passes > layers.count else ""
-        lowest = float(f"{optim.peak_learning_rate * optim.layer_decay**layers.head:.2g}")
-        notes.append(
-            f"the learning rate is that of the head; each layer below it ({layers.count}{shared}) has "
-            f"{optim.layer_decay:g} of the one above, and the embeddings {lowest:g}"
-        )
-    if unfreezing is not None:
-        last = unfreezing.num_intervals * unfreezing.steps_each
-        ends = f"all by step {last}" if last < total_steps else "not all before the training ends"
-        notes.append(
-            f"the head is trained first ({unfreezing.num_trained(0):,} parameters), and every "
-            f"{unfreezing.steps_each} steps one layer more from the top: {ends} "
-            f"({unfreezing.num_trained(total_steps - 1):,} in the last step)"
-        )
-    if optim.schedule == "plateau":
-        evaluations = (optim.plateau_patience or 0) + 1
-        notes.append(
-            f"the learning rate is multiplied by {optim.plateau_factor:g} after {evaluations} evaluation"
-            f"{'s' if evaluations > 1 else ''} in a row without a better {recipe.train.best}"
-        )
-    if recipe.train.ema is not None:
-        notes.append(
-            f"evaluations, the best checkpoint and the model are of the averaged weights (decay {recipe.train.ema:g})"
-        )
-    return notes
 
 
 def _attention_weights(loaded: LoadedModel, pairs: int) -> int:

@@ -18,10 +18,11 @@ import numpy as np
 from headstart.data.batches import BatchPlan
 from headstart.display.plan import PlanSummary
 from headstart.errors import CheckpointError, RecipeError
+from headstart.learning_plan import check_sharded, describe_learning, plan_unfreezing
 from headstart.metrics import resolve_scores
 from headstart.models.dropout import RandomKey, find_unkeyed_draws
 from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint, rows_end_at
-from headstart.plan_summary import describe_learning, model_name, summarise_plan
+from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits, with_training_rows
 from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
 from headstart.records import Report
@@ -41,7 +42,7 @@ from headstart.training.device import (
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
 from headstart.training.frozen import Unfreezing, freeze_parameters
 from headstart.training.optim import default_learning_rate
-from headstart.training.optimizer_classes import NEED_WHOLE_PARAMETERS, check_optimizer
+from headstart.training.optimizer_classes import check_optimizer
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 
@@ -160,7 +161,7 @@ def prepare_plan(
     device = choose_device(recipe.train.device, recipe.train.precision, recipe.train.threads, processes=num_processes)
     processes = Processes()
     if is_sharded(num_processes):
-        _check_sharded(recipe)
+        check_sharded(recipe)
     if num_processes > 1:
         processes = _join(recipe, device, source)
     elif recipe.train.process_timeout is not None and not resume:
@@ -193,23 +194,6 @@ def prepare_plan(
     plan.processes, plan.allow = processes, tuple(allow)
     processes.announce("prepared")
     return plan
-
-
-def _check_sharded(recipe: Recipe) -> None:
-    """Refuse what needs a whole model in each process."""
-    refused = {
-        "train.on_non_finite=rollback": (recipe.train.on_non_finite == "rollback", "train.on_non_finite=stop"),
-        "train.ema": (recipe.train.ema is not None, "train.ema=null"),
-        "model.unfreeze_every": (recipe.model.unfreeze_every is not None, "model.unfreeze_every=null"),
-        f"optim.name={recipe.optim.name}": (recipe.optim.name in NEED_WHOLE_PARAMETERS, "optim.name=adamw"),
-    }
-    for what, (is_set, instead) in refused.items():
-        if is_set:
-            raise RecipeError(
-                f"{what} is set, but each process holds a part of the model only (FSDP).",
-                "settings that a part of a parameter can be trained with.",
-                f"Set {instead}.",
-            )
 
 
 def _join(recipe: Recipe, device: Device, source: Any) -> Processes:
@@ -375,7 +359,7 @@ def make_plan(
     warmup_steps = parse_duration(recipe.optim.warmup or 0).in_steps(
         total_steps=total_steps, steps_per_epoch=steps_in_epoch
     )
-    unfreezing = _plan_unfreezing(recipe, loaded, total_steps, steps_in_epoch)
+    unfreezing = plan_unfreezing(recipe, loaded, total_steps, steps_in_epoch)
     longest = max(int(split.encoded().lengths.max()) for split in data.splits.values() if len(split.rows))
     max_length = recipe.data.max_length or min(limit, math.ceil(longest / 8) * 8)
     unkeyed = _unkeyed_draws(loaded, data, device)
@@ -414,25 +398,6 @@ def make_plan(
         recipe, derived, data, loaded, fast, batches, device, total_steps, derived["warmup_steps"], scores, summary,
         run_dir, resume, debug, num_processes, changes=changes, unfreezing=unfreezing,
     )  # fmt: skip
-
-
-def _plan_unfreezing(recipe: Recipe, loaded: LoadedModel, total_steps: int, steps_in_epoch: int) -> Unfreezing | None:
-    """Plan from which step on which layer is trained."""
-    every = recipe.model.unfreeze_every
-    if every is None:
-        return None
-    steps_each = parse_duration(every).in_steps(total_steps=total_steps, steps_per_epoch=steps_in_epoch)
-    unfreezing = Unfreezing(loaded.model, steps_each)
-    if steps_each >= total_steps or unfreezing.num_intervals == 0:
-        why = f"({steps_each} steps), and the training ends after {total_steps}: nothing is unfrozen"
-        if not unfreezing.num_intervals:
-            why = "and has no effect: model.freeze keeps all but the head frozen"
-        raise RecipeError(
-            f"model.unfreeze_every is {every} {why}.",
-            "an interval after which a layer is trained, too.",
-            'Set a shorter one, such as model.unfreeze_every="10%", or model.freeze=encoder to train the head alone.',
-        )
-    return unfreezing
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,6 @@ May import layers 0 to 4, and `preparation`.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -202,6 +201,10 @@ def _loop_parts(
         details = describe_update(plan, model, step, rows, gradients)
         return writer.keep_update(step, make_batch(rows), details) if writer is not None else ""
 
+    def evaluate() -> dict[str, float]:
+        with plan.averages.in_model() if plan.averages is not None else contextlib.nullcontext():
+            return _evaluate(plan, model)
+
     def step_begins(step: int) -> None:
         if plan.unfreezing is not None:
             plan.unfreezing.apply(step)
@@ -214,7 +217,7 @@ def _loop_parts(
         make_batch=make_batch,
         count=task.count,
         micro_batch=micro_batch,
-        evaluate=functools.partial(_evaluate, plan, model),
+        evaluate=evaluate,
         save=save,
         restore=restore,
         examine=examine,
@@ -269,16 +272,15 @@ def _plateau_rule(recipe: Recipe, best: str | None) -> PlateauRule | None:
 
 def _evaluate(plan: Plan, model: torch.nn.Module) -> dict[str, float]:
     split = plan.data.splits["validation"]
-    with plan.averages.in_model() if plan.averages is not None else contextlib.nullcontext():
-        predictions = predict_tokens(
-            model,
-            plan.data.task,
-            split.encoded(),
-            pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
-            batch_size=plan.recipe.evaluate.batch_size,
-            device=plan.device,
-            processes=plan.processes,
-        )
+    predictions = predict_tokens(
+        model,
+        plan.data.task,
+        split.encoded(),
+        pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
+        batch_size=plan.recipe.evaluate.batch_size,
+        device=plan.device,
+        processes=plan.processes,
+    )
     predictions, targets = predictions[split.has_target], split.targets[split.has_target]
     best = plan.recipe.train.best
     names = [*plan.scores, *([best] if best not in (None, "last", *plan.scores) else [])]

@@ -124,11 +124,11 @@ def test_the_fast_path_says_which_optimizer_it_is(name: str) -> None:
 def test_default_rates_stand_beside_that_of_adamw() -> None:
     rates = {name: default_learning_rate(nn.Linear(2, 2), 32, name) for name in OPTIMIZERS}
     assert rates == {
-        "adamw": 5e-5, "sgd": 1e-3, "adafactor": 1e-3, "nadam": 5e-5, "radam": 5e-5, "lion": 1.7e-5, "adan": 5e-5,
+        "adamw": 5e-5, "sgd": 1e-3, "adafactor": 1e-3, "nadam": 2.5e-5, "radam": 1.5e-4, "lion": 1.7e-5, "adan": 5e-5,
         "prodigy": 1.0,
     }  # fmt: skip
     assert {name: OptimSection(name=name).weight_decay for name in OPTIMIZERS} == {  # type: ignore[arg-type]
-        **dict.fromkeys(OPTIMIZERS, 0.01), "lion": 0.03, "adan": 0.02,
+        **dict.fromkeys(OPTIMIZERS, 0.01), "lion": 0.03,
     }  # fmt: skip
 
 

@@ -98,8 +98,8 @@ def default_learning_rate(model: nn.Module, rows_per_update: float = 8, optimize
 
     With AdamW, in updates of 32 rows and more it is `2e-4 * (384 / width) ** 2`, at most 3e-4: 2e-4 for hidden states
     of 384 numbers, 5e-5 for 768, 2.8e-5 for 1,024. Fewer rows make it smaller in proportion to the square root of their
-    number. It is rounded to two digits. Lion's is a third of it; SGD, Adafactor and Prodigy have one that depends on
-    neither.
+    number. It is rounded to two digits. Lion's is a third of it, NAdam's half, RAdam's three times as much; SGD,
+    Adafactor and Prodigy have one that depends on neither.
 
     Args:
         model: the hidden size of its config is the width; 768 where it has none.
@@ -112,10 +112,10 @@ def default_learning_rate(model: nn.Module, rows_per_update: float = 8, optimize
         >>> default_learning_rate(model, rows_per_update=32), default_learning_rate(model)
         (5e-05, 2.5e-05)
 
-    Source: the rates for 384 are measured (docs/log.md); the others lie among those that small models (Turc et al.
-    2019, Well-Read Students Learn Better), BERT-base and BERT-large (Devlin et al. 2019) are fine-tuned with. The
-    square root: Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms. Lion: Chen et al.
-    2023 name 3 to 10 times less than AdamW.
+    Source: the rates for 384 and those beside AdamW's are measured (docs/log.md); the others lie among those that small
+    models (Turc et al. 2019, Well-Read Students Learn Better), BERT-base and BERT-large (Devlin et al. 2019) are fine-
+    tuned with. The square root: Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms.
+    Lion: Chen et al. 2023 name 3 to 10 times less than AdamW.
     """
     kind = OPTIMIZERS[optimizer]
     if kind.learning_rate is not None:
