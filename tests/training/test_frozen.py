@@ -164,8 +164,13 @@ def train_a_little(
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, path, state
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("way", "precision"),
+    [
+        *((way, "bf16") for way in WAYS),
+        *(pytest.param(way, "fp32", marks=[] if way == "unfrozen" else pytest.mark.slow) for way in WAYS),
+    ],
+)
 def test_the_fast_path_trains_what_is_not_frozen_as_the_plain_one(precision: str, way: str) -> None:
     fast, path, state = train_a_little(precision, True, way)
     plain, _, plain_state = train_a_little(precision, False, way)
@@ -217,8 +222,9 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> Settings:
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("freeze", ["embeddings", 1, "encoder", ["*.bias"]])
+@pytest.mark.parametrize(
+    ("freeze", "precision"), [("embeddings", "bf16"), (1, "fp32"), ("encoder", "bf16"), (["*.bias"], "fp32")]
+)
 def test_a_training_leaves_frozen_parameters_as_they_were(
     freeze: Any, precision: str, settings: Settings, tmp_path: Path
 ) -> None:

@@ -252,7 +252,9 @@ LIBRARY: dict[str, Build] = {
 }
 
 
-@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("lion", "prodigy") else pytest.mark.slow) for name in LIBRARY]
+)
 def test_a_training_has_the_losses_of_the_librarys_own_loop(name: str, settings: Settings, tmp_path: Path) -> None:
     settings |= {"optim.name": name}
     if name not in ("prodigy", "adafactor"):

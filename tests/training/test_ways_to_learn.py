@@ -71,7 +71,7 @@ KNOBS: dict[str, Settings] = {
     },
 }  # fmt: skip
 IN_BFLOAT16 = ("unfrozen", "layer decay", "lion", "average")
-ALWAYS = ("adafactor", "prodigy", "plateau", "unfrozen", "average", "all")
+ALWAYS = ("prodigy", "plateau", "all")
 CASES = [
     *(pytest.param(name, "fp32", marks=[] if name in ALWAYS else pytest.mark.slow) for name in KNOBS),
     *(pytest.param(name, "bf16", marks=[] if name == "unfrozen" else pytest.mark.slow) for name in IN_BFLOAT16),
