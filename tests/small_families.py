@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,3 +131,13 @@ def copies_of(build_one: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]
     """Give two equal models that share nothing, their configuration neither."""
     model = build_one()
     return model, copy.deepcopy(model)
+
+
+def read_adapters(model: nn.Module, folder: Path) -> nn.Module:
+    """Read adapters as peft's users do; peft asks transformers by a name that will go, and transformers says so."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")
+        adapted: nn.Module = PeftModel.from_pretrained(model, folder)
+    return adapted.eval()

@@ -18,12 +18,13 @@ NAMES = (
 RECIPE = {
     "task": "name labels ordinal delimiter threshold",
     "data": "train validation test columns weight group time seed validation_fraction fold limit max_length strict",
-    "model": "checkpoint revision dropout seed freeze unfreeze_every",
+    "model": "checkpoint revision dropout seed freeze unfreeze_every lora",
     "optim": "name learning_rate weight_decay beta1 beta2 beta3 epsilon epsilon2 momentum momentum_decay beta2_decay "
     "clip_threshold d_coef schedule warmup power end_factor cycles plateau_factor plateau_patience layer_decay "
     "max_grad_norm class_weights label_smoothing focal_gamma",
-    "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision device fast seed "
-    "evaluate_every save_every keep best patience on_non_finite processes process_timeout threads time_limit ema",
+    "train": "epochs max_steps batch_size tokens_per_batch accumulation order precision gradient_checkpointing compile "
+    "device fast seed evaluate_every save_every keep best patience on_non_finite processes process_timeout threads "
+    "time_limit ema",
     "evaluate": "scores batch_size baselines confidence",
     "output": "run log_to",
 }

@@ -25,6 +25,10 @@ def check_sharded(recipe: Recipe) -> None:
         "train.on_non_finite=rollback": (recipe.train.on_non_finite == "rollback", "train.on_non_finite=stop"),
         "train.ema": (recipe.train.ema is not None, "train.ema=null"),
         "model.unfreeze_every": (recipe.model.unfreeze_every is not None, "model.unfreeze_every=null"),
+        "model.lora": (recipe.model.lora is not None, "model.lora=null"),
+        "train.compile": (recipe.train.compile, "train.compile=false"),
+        "train.gradient_checkpointing": (recipe.train.gradient_checkpointing, "train.gradient_checkpointing=false"),
+        "train.precision=fp16": (recipe.train.precision == "fp16", "train.precision=bf16"),
         f"optim.name={recipe.optim.name}": (recipe.optim.name in NEED_WHOLE_PARAMETERS, "optim.name=adamw"),
     }
     for what, (is_set, instead) in refused.items():

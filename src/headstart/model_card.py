@@ -97,8 +97,8 @@ def _what_it_does(task: Task) -> str:
 
 def _describe_knobs(recipe: Recipe, summary: PlanSummary) -> str:
     """Say in sentences how the training differs from one of all weights at one rate."""
-    sentences = ""
-    if summary.trained_parameters not in (None, summary.parameters):
+    sentences = _describe_adapters(recipe, summary)
+    if not sentences and summary.trained_parameters not in (None, summary.parameters):
         sentences += f"{summary.trained_parameters:,} of {summary.parameters:,} parameters were trained. "
     if recipe.model.unfreeze_every is not None:
         sentences += f"Layers were unfrozen from the top, one after each {_escape(str(recipe.model.unfreeze_every))}. "
@@ -107,6 +107,17 @@ def _describe_knobs(recipe: Recipe, summary: PlanSummary) -> str:
     if recipe.train.ema is not None:
         sentences += f"The weights are an exponential moving average (decay {recipe.train.ema:g}). "
     return sentences
+
+
+def _describe_adapters(recipe: Recipe, summary: PlanSummary) -> str:
+    """Say which adapters were trained; empty where all weights were."""
+    if recipe.model.lora is None:
+        return ""
+    lora = recipe.model.lora
+    return (
+        f"Low-rank adapters (rank {lora.rank}, alpha {lora.alpha:g}) and the head were trained, "
+        f"{summary.trained_parameters or 0:,} parameters; `model` has them merged, `adapter` has them alone. "
+    )
 
 
 def _example(summary: PlanSummary) -> str:

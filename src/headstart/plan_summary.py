@@ -88,6 +88,7 @@ def summarise_plan(
         },
         model=model_name(resolve_checkpoint(recipe.model.checkpoint)),
         parameters=parameters,
+        trained_parameters=sum(value.numel() for value in loaded.model.parameters() if value.requires_grad),
         new_parameters=loaded.new_parameters,
         precision=device.precision,
         device=str(device.torch_device),
@@ -118,7 +119,6 @@ def summarise_plan(
         processes=derived["processes"],
         fast=derived["fast"],
         optimizer=recipe.optim.name,
-        trained_parameters=derived["trained_parameters"],
     )
 
 

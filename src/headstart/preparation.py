@@ -21,7 +21,9 @@ from headstart.errors import CheckpointError, RecipeError
 from headstart.learning_plan import check_sharded, describe_learning, plan_unfreezing
 from headstart.metrics import resolve_scores
 from headstart.models.dropout import RandomKey, find_unkeyed_draws
+from headstart.models.forward_pass import check_compiler, compile_forward, parts_in_the_way, recompute_activations
 from headstart.models.load import LoadedModel, load_classifier, max_length_of, resolve_checkpoint, rows_end_at
+from headstart.models.lora import add_adapters, check_peft, digest_of_frozen
 from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits, with_training_rows
 from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
@@ -172,6 +174,10 @@ def prepare_plan(
         )
     check_trackers(recipe.output.log_to)
     check_optimizer(recipe.optim.name)
+    if recipe.model.lora is not None:
+        check_peft()
+    if recipe.train.compile:
+        check_compiler(device.torch_device)
     data = read_data(source, recipe, debug=debug)
     checkpoint = resolve_checkpoint(recipe.model.checkpoint)
     loaded = load_classifier(
@@ -183,6 +189,11 @@ def prepare_plan(
         dropout=recipe.model.dropout,
     )
     freeze_parameters(loaded.model, recipe.model.freeze)
+    if recipe.model.lora is not None:
+        loaded.adapted = add_adapters(
+            loaded.model, recipe.model.lora, new_parameters=loaded.new_parameters, seed=recipe.train.seed
+        )
+        loaded.frozen = digest_of_frozen(loaded.model)
     limit = max_length_of(loaded)
     max_length = rows_end_at(recipe.data.max_length, limit, model_name(checkpoint))
     data = tokenise_splits(data, loaded.tokenizer, max_length, progress, strict=recipe.data.strict)
@@ -210,6 +221,27 @@ def _join(recipe: Recipe, device: Device, source: Any) -> Processes:
     # Process 0 reads, checks and tokenises first; the others then find the tokens in the cache.
     processes.wait_for("prepared")
     return processes
+
+
+def _check_sharded(recipe: Recipe) -> None:
+    """Refuse what needs a model that is whole in every process.
+
+    Raises:
+        RecipeError: the message names all such settings.
+    """
+    wanted = {
+        "model.lora": recipe.model.lora is not None,
+        "train.compile": recipe.train.compile,
+        "train.gradient_checkpointing": recipe.train.gradient_checkpointing,
+        "train.precision=fp16": recipe.train.precision == "fp16",
+    }
+    names = [name for name, is_set in wanted.items() if is_set]
+    if names:
+        raise RecipeError(
+            f"{' and '.join(names)} is set, but each process holds a part of the model only (FSDP).",
+            "a model that is whole in every process.",
+            "Leave it out, or train without FSDP.",
+        )
 
 
 def process_timeout_seconds(recipe: Recipe) -> float:
@@ -324,6 +356,8 @@ def make_plan(
 ) -> Plan:
     """Put together what `prepare_plan` has read, loaded and chosen: fast path, batches, schedule, and what follows."""
     device.apply_threads()
+    if recipe.train.gradient_checkpointing:
+        recompute_activations(loaded.model)
     fast = start_fast_path(
         loaded.model.to(device.torch_device),  # type: ignore[arg-type]
         recipe.optim,
@@ -331,8 +365,15 @@ def make_plan(
         recipe.train.wants_part,
         is_sharded=is_sharded(num_processes),
         adds_gradients=num_processes > 1 or recipe.train.accumulation > 1,
-        why_not_lazy="train.ema averages all rows" if recipe.train.ema is not None else "",
+        why_not={
+            **parts_in_the_way(
+                recompute=recipe.train.gradient_checkpointing, compiles=recipe.train.compile, precision=device.precision
+            ),
+            **({"lazy_rows": "train.ema averages all rows"} if recipe.train.ema is not None else {}),
+        },
     )
+    if recipe.train.compile:
+        compile_forward(loaded.model)
     order = recipe.train.order
     if order == "auto":
         # A model learns more from rows in random order; a budget of tokens counts padding.
@@ -353,9 +394,10 @@ def make_plan(
     if recipe.optim.learning_rate is None:
         rows = recipe.train.batch_size
         rows_per_update = rows * recipe.train.accumulation if rows is not None else len(lengths) / steps_in_epoch
-        recipe = recipe.replace(
-            {"optim.learning_rate": default_learning_rate(loaded.model, rows_per_update, recipe.optim.name)}
+        rate = default_learning_rate(
+            loaded.model, rows_per_update, recipe.optim.name, adapters=recipe.model.lora is not None
         )
+        recipe = recipe.replace({"optim.learning_rate": rate})
     warmup_steps = parse_duration(recipe.optim.warmup or 0).in_steps(
         total_steps=total_steps, steps_per_epoch=steps_in_epoch
     )

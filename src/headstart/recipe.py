@@ -30,6 +30,7 @@ __all__ = [
     "DataSection",
     "Duration",
     "EvaluateSection",
+    "LoraSection",
     "ModelSection",
     "OptimSection",
     "OutputSection",
@@ -232,6 +233,25 @@ class DataSection(_Section):
         raise ValueError(f'{value!r} is no limit; write a number of rows (500) or a share ("10%")')
 
 
+class LoraSection(_Section):
+    """Low-rank adapters beside frozen weights. `targets` null: every linear layer below the head."""
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[int, Field(ge=1)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[str] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    rslora: bool = False
+    dora: bool = False
+
+    @field_validator("targets")
+    @classmethod
+    def _some_targets(cls, targets: list[str] | None) -> list[str] | None:
+        if targets is not None and not targets:
+            raise ValueError("[] adapts nothing; name modules, or write null for every linear layer")
+        return targets
+
+
 class ModelSection(_Section):
     """What training starts from. `checkpoint`: a hub name or a folder; null: the embedded default."""
 
@@ -277,6 +297,15 @@ class ModelSection(_Section):
                 "unfreeze_every has no effect with freeze = encoder, which keeps all layers frozen. Remove one of them"
             )
         return self
+
+    lora: LoraSection | None = None
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora(cls, value: object) -> object:
+        if value is not None and not isinstance(value, Mapping | LoraSection):
+            raise ValueError(f"{value!r} are no adapters; write {{}} for the defaults, or {{rank: 16, alpha: 32}}")
+        return value
 
 
 class OptimSection(_Section):
@@ -355,7 +384,9 @@ class TrainSection(_Section):
     tokens_per_batch: Annotated[int, Field(ge=1)] | None = None
     accumulation: Annotated[int, Field(ge=1)] = 1
     order: Literal["auto", "length", "random", "sequential"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
     device: str = "auto"
     fast: bool | dict[str, bool] = True
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -466,6 +497,11 @@ class Recipe(BaseModel):
         self._agree_on_plateau()
         if self.model.freeze == "encoder" and self.optim.layer_decay is not None:
             raise ValueError("optim.layer_decay has no effect with model.freeze = encoder: the head alone is trained")
+        if self.model.lora is not None and (self.model.freeze is not None or self.model.unfreeze_every is not None):
+            name = "freeze" if self.model.freeze is not None else "unfreeze_every"
+            raise ValueError(
+                f"model.{name} has no effect with model.lora, which freezes all but adapters and head. Remove one of them"
+            )
         if self.model.unfreeze_every is not None and OPTIMIZERS[self.optim.name].by_group:
             raise ValueError(
                 f"model.unfreeze_every does not go with {self.optim.name}, which counts its updates for all parameters "
@@ -585,7 +621,9 @@ def build_recipe(
 
 def _put(data: dict[str, Any], path: list[str], value: object, faults: list[str]) -> None:
     for part in path[:-1]:
-        nested = data.setdefault(part, {})
+        if data.get(part) is None:
+            data[part] = {}
+        nested = data[part]
         if not isinstance(nested, dict):
             faults.append(f"{'.'.join(path)}: {part} has no keys below it")
             return
@@ -618,8 +656,11 @@ def _explain(fault: dict[str, Any]) -> str:
     fields: list[str] = []
     if section is not None and section.annotation is not None:
         fields = list(section.annotation.model_fields)
+        inner = path[1:] if path[:2] == ["model", "lora"] else path[:0]
+        if len(inner) > 1:  # a section inside a section
+            fields = list(LoraSection.model_fields)
         # A union's branch (int, str) is no part of the name that the user wrote.
-        path = [path[0], *[part for part in path[1:2]]]
+        path = ["model.lora", inner[1]] if len(inner) > 1 else [path[0], *[part for part in path[1:2]]]
     name = ".".join(path)
     if kind == "extra_forbidden":
         if section is None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from headstart.errors import CheckpointError, HeadstartError
 from headstart.model_card import write_model_card
 from headstart.models.head import outputs_in_units
 from headstart.models.load import load_saved_classifier, save_classifier
+from headstart.models.lora import save_adapters
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan
 from headstart.reading import Split
@@ -28,7 +31,15 @@ from headstart.records import Report
 from headstart.run_files import sync_files, write_json, write_text
 from headstart.run_identity import compare_identity
 from headstart.run_writer import write_task
-from headstart.runlog import CARD_FILE, CHECKPOINTS_DIR, MODEL_DIR, PREDICTIONS_FILE, SCORES_FILE, RunLock
+from headstart.runlog import (
+    ADAPTER_DIR,
+    CARD_FILE,
+    CHECKPOINTS_DIR,
+    MODEL_DIR,
+    PREDICTIONS_FILE,
+    SCORES_FILE,
+    RunLock,
+)
 from headstart.scoring import prediction_table, score_with_intervals
 from headstart.tasks import Regression, Task
 from headstart.training.averaged_weights import averages_of
@@ -86,12 +97,15 @@ def _write_results(plan: Plan, say: Report) -> None:
         write_json(plan.run_dir / SCORES_FILE, scores)
         card = write_model_card(plan.recipe, plan.derived, plan.summary, scores, task)
         # The card says that the run is finished: what it speaks of is on the disk before.
-        sync_files(plan.run_dir / PREDICTIONS_FILE, *(plan.run_dir / MODEL_DIR).iterdir())
+        folders = [MODEL_DIR, *([ADAPTER_DIR] if plan.loaded.adapted is not None else [])]
+        sync_files(
+            plan.run_dir / PREDICTIONS_FILE, *(path for name in folders for path in (plan.run_dir / name).iterdir())
+        )
         write_text(plan.run_dir / CARD_FILE, card)
 
 
 def _save_model(plan: Plan) -> Task:
-    """Write `model/` from the best checkpoint, or from the last step where none was chosen.
+    """Write `model/`, and `adapter/` beside it, from the best checkpoint, or the last step where none was chosen.
 
     Returns:
         The task as that model does it: one that learned numbers answers in their units, where its last layer can.
@@ -109,23 +123,31 @@ def _save_model(plan: Plan) -> Task:
         if best.state["identity"] not in plan.identities:
             compare_identity(best.state["identity"], plan.identities[0], allowed=(), run=str(folder))
         model.load_state_dict({**best.model, **averages_of(best.average)}, strict=False)
-    temporary = plan.run_dir / f".{MODEL_DIR}.tmp"
+    task = plan.data.task
+    with contextlib.ExitStack() as stack:
+        if isinstance(task, Regression) and stack.enter_context(
+            outputs_in_units(model.eval(), task.center, task.scale)
+        ):
+            task = task.as_outputs()
+        if plan.loaded.adapted is not None:
+            _write_folder(plan.run_dir, ADAPTER_DIR, functools.partial(save_adapters, plan.loaded.adapted))
+        _write_folder(plan.run_dir, MODEL_DIR, functools.partial(save_classifier, plan.loaded))
+    return task
+
+
+def _write_folder(run_dir: Path, name: str, fill: Callable[[Path], None]) -> None:
+    """Write a folder of a run, so that under its name there is a whole one or none."""
+    temporary = run_dir / f".{name}.tmp"
     if temporary.exists():
         shutil.rmtree(temporary)  # of a killed process
     temporary.mkdir()
-    task = plan.data.task
     try:
-        if isinstance(task, Regression):
-            with outputs_in_units(model.eval(), task.center, task.scale) as answers_in_units:
-                save_classifier(plan.loaded, temporary)
-            task = task.as_outputs() if answers_in_units else task
-        else:
-            save_classifier(plan.loaded, temporary)
-        final, former = plan.run_dir / MODEL_DIR, plan.run_dir / f".{MODEL_DIR}.former"
+        fill(temporary)
+        final, former = run_dir / name, run_dir / f".{name}.former"
         if former.exists():
             shutil.rmtree(former)
         if final.exists():
-            final.rename(former)  # a kill while it is removed leaves no half of it under the model's name
+            final.rename(former)  # a kill while it is removed leaves no half of it under its name
         temporary.rename(final)
         if former.exists():
             shutil.rmtree(former)
@@ -133,7 +155,6 @@ def _save_model(plan: Plan) -> Task:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)
         raise
-    return task
 
 
 def _tuned(task: Task, splits: dict[str, Split], predictions: dict[str, np.ndarray]) -> Task:

@@ -268,7 +268,10 @@ class Run:
         from headstart.training.device import choose_device
 
         train = self.recipe.train
-        return choose_device(train.device, train.precision, train.threads)
+        precision = train.precision
+        if precision == "fp16" and train.device == "auto" and choose_device().torch_device.type != "cuda":
+            precision = "fp32"  # a processor computes no float16; float32 holds every number of it
+        return choose_device(train.device, precision, train.threads)
 
     @cached_property
     def _loaded(self) -> LoadedModel:

@@ -24,13 +24,19 @@ __all__ = ["CHANGEABLE", "FREE_SETTINGS", "check_allowed", "compare_identity", "
 CHANGEABLE: Final = {
     "data": "the rows, by the fingerprint of each split",
     "tokenizer": "the tokenizer",
-    "model": "the model's configuration",
+    "model": "the model's configuration, and its weights where adapters are trained beside them",
     "recipe": "a setting",
     "versions": "the version of a library that computes",
 }
 """What `--allow` can name, and what it means."""
 
-FREE_SETTINGS: Final = {"output.run", "output.log_to", "train.processes", "train.process_timeout"}
+FREE_SETTINGS: Final = {
+    "output.run",
+    "output.log_to",
+    "train.gradient_checkpointing",
+    "train.processes",
+    "train.process_timeout",
+}
 """Settings that do not change what is computed, beyond rounding."""
 
 _COMPUTING_LIBRARIES: Final = ("headstart", "torch", "transformers", "tokenizers", "numpy")
@@ -62,7 +68,8 @@ def identify(recipe: Recipe, fingerprints: Mapping[str, str], loaded: LoadedMode
     return {
         "data": dict(fingerprints),
         "tokenizer": {"content": str(encoder.describe()["tokenizer"])},
-        "model": {"configuration": _digest(config)},
+        # Weights that are not trained are not in a checkpoint, either.
+        "model": {"configuration": _digest(config), **({"frozen weights": loaded.frozen} if loaded.frozen else {})},
         "recipe": settings,
         "versions": {name: versions[name] for name in _COMPUTING_LIBRARIES if name in versions},
     }

@@ -42,7 +42,7 @@ from headstart.training.checkpoint import (
     save_checkpoint,
 )
 from headstart.training.device import describe_environment, shard_model
-from headstart.training.model_state import load_weights
+from headstart.training.model_state import load_weights, trained_state
 from headstart.training.non_finite import find_non_finite
 from headstart.training.optim import build_optimizer
 from headstart.training.optimizer_state import parameter_names
@@ -217,7 +217,8 @@ class RunWriter:
         ]
 
     def _load(self, checkpoint: LoadedCheckpoint) -> TrainState:
-        load_weights(self._model, checkpoint.model, str(checkpoint.path))
+        trained_only = self._plan.loaded.adapted is not None
+        load_weights(self._model, checkpoint.model, str(checkpoint.path), trained_only=trained_only)
         names = parameter_names(self._model, self._optimizer)
         optimizer_from_tensors(self._optimizer, names, checkpoint.optimizer)
         if self._plan.averages is not None:
@@ -257,11 +258,11 @@ def share_state(
 
 
 def whole_state(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, trained_only: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Give what a checkpoint holds of the model and of the optimizer; parts are put together by all processes."""
     tensors = optimizer_to_tensors(optimizer, parameter_names(model, optimizer))
-    return whole_tensors(model.state_dict()), whole_tensors(tensors)
+    return whole_tensors(trained_state(model) if trained_only else model.state_dict()), whole_tensors(tensors)
 
 
 def shard_training(plan: Plan, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

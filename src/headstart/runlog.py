@@ -33,6 +33,7 @@ from headstart.records import (
 )
 
 __all__ = [
+    "ADAPTER_DIR",
     "CARD_FILE",
     "CHECKPOINTS_DIR",
     "DATA_FILE",
@@ -73,6 +74,7 @@ SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
 CARD_FILE = "README.md"
 MODEL_DIR = "model"
+ADAPTER_DIR = "adapter"
 CHECKPOINTS_DIR = "checkpoints"
 NON_FINITE_DIR = "non_finite"
 LOCK_FILE = ".lock"

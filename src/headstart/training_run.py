@@ -17,6 +17,7 @@ import torch
 
 from headstart.errors import NonFiniteError, ProcessLostError, TrainingError
 from headstart.metrics import higher_is_better
+from headstart.models.forward_pass import explain_compiler, run_as_before, uncompiled
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan, process_timeout_seconds
 from headstart.recipe import Duration, Recipe, parse_duration
@@ -62,6 +63,7 @@ def run_plan(plan: Plan) -> Iterator[Record]:
             stack.callback(plan.unfreezing.undo)
         if plan.recipe.train.ema is not None:
             plan.averages = AveragedWeights(model, plan.recipe.train.ema)
+        stack.callback(run_as_before, model)
         writer = RunWriter(plan, model, optimizer) if own_rank() == 0 else None
         warnings: list[WarningRecord] = []
         if writer is not None:
@@ -184,13 +186,14 @@ def _loop_parts(
         return device.place(batch)
 
     def micro_batch(model: torch.nn.Module, batch: Batch, num_targets: int) -> tuple[torch.Tensor, int]:
-        outputs = task.run(model, batch, "train")
+        with explain_compiler(model):
+            outputs = task.run(model, batch, "train")
         return task.loss(outputs, batch) / num_targets, task.count(batch)
 
     def save(state: TrainState, record: CheckpointRecord) -> list[str]:
         if writer is None and not plan.processes.shards:
             return []
-        tensors = whole_state(model, optimizer)
+        tensors = whole_state(model, optimizer, trained_only=plan.loaded.adapted is not None)
         return writer.save(state, record, *tensors) if writer is not None else []
 
     def restore() -> TrainState:
@@ -272,15 +275,16 @@ def _plateau_rule(recipe: Recipe, best: str | None) -> PlateauRule | None:
 
 def _evaluate(plan: Plan, model: torch.nn.Module) -> dict[str, float]:
     split = plan.data.splits["validation"]
-    predictions = predict_tokens(
-        model,
-        plan.data.task,
-        split.encoded(),
-        pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
-        batch_size=plan.recipe.evaluate.batch_size,
-        device=plan.device,
-        processes=plan.processes,
-    )
+    with uncompiled(model):
+        predictions = predict_tokens(
+            model,
+            plan.data.task,
+            split.encoded(),
+            pad_token_id=int(plan.loaded.tokenizer.pad_token_id),
+            batch_size=plan.recipe.evaluate.batch_size,
+            device=plan.device,
+            processes=plan.processes,
+        )
     predictions, targets = predictions[split.has_target], split.targets[split.has_target]
     best = plan.recipe.train.best
     names = [*plan.scores, *([best] if best not in (None, "last", *plan.scores) else [])]

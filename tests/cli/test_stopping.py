@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import headstart.interruption
+from headstart.api import train_watched
 from headstart.cli.main import main
 from headstart.display.plan import PlanSummary
 from headstart.errors import DataError, NonFiniteError
@@ -81,7 +82,7 @@ class MadeUpTraining:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> MadeUpTraining:
     made_up = MadeUpTraining()
-    api = SimpleNamespace(prepare=made_up.prepare, load=load, RunIsFinished=RunIsFinished)
+    api = SimpleNamespace(prepare=made_up.prepare, load=load, train_watched=train_watched, RunIsFinished=RunIsFinished)
     monkeypatch.setitem(sys.modules, "headstart.api", api)  # type: ignore[arg-type]
     return made_up
 

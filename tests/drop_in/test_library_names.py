@@ -228,7 +228,7 @@ def test_a_renamed_name_is_given_with_one_line_of_notice(old: str, new: str) -> 
 
 
 def test_a_star_import_brings_headstart_s_own_names_only() -> None:
-    assert len(headstart.__all__) < 40
+    assert len(headstart.__all__) < 50
     assert {"AdamW", "Trainer", "TrainingArguments", "evaluate", "load_dataset", "load_metric"} <= {*headstart.__all__}
     assert set(headstart.__all__) == set(headstart._HOME)
 

@@ -187,7 +187,8 @@ def _describe_lengths(summary: PlanSummary) -> Text:
 def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]:
     model = Text.assemble(plain(summary.model, HEADING), f"   {_in_words(summary.parameters)} parameters")
     if summary.trained_parameters not in (None, summary.parameters):
-        model.append(f", of which {summary.trained_parameters:,} are trained")
+        share = 100 * summary.trained_parameters / summary.parameters
+        model.append(f", {_in_words(summary.trained_parameters)} of them trained ({share:.2g}%)")
     if summary.new_parameters:
         names = summary.new_parameters[:_MAX_NEW_PARAMETERS_SHOWN]
         more = len(summary.new_parameters) - len(names)

@@ -75,6 +75,7 @@ def read_run(run_dir: str | Path) -> ReadRun:
     run = Run(run_dir)
     path = Path(run_dir)
     given = _of_any_loop(of_the_model(collect(path / RECIPE_FILE, (), {})))
+    given.pop("model.lora", None)  # the adapters are merged into the weights
     steps = int(read_recipe_file(path / RECIPE_FILE)[1].get("total_steps", 0))
     return ReadRun(given, run.task, load_saved_classifier(path / MODEL_DIR).model, steps)
 

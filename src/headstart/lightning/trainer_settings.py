@@ -30,6 +30,7 @@ _OF_THE_TASK_MODULE = (
     "train.threads",
     "evaluate.scores",
 )
+_REFUSED = ("model.lora", "train.gradient_checkpointing", "train.compile")
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 
@@ -104,6 +105,9 @@ def check_trainer(given: Given, trainer: Trainer) -> None:
         is_default = value == field.get_default(call_default_factory=True)
         if not is_default and not is_so(value, trainer):
             faults.append(f"{key} is {_shown(value)}: {argument(value)}")
+    for key in _REFUSED:
+        if given.get(key):
+            faults.append(f"{key}: only headstart's own loop does it; leave it out")
     if given.get("train.tokens_per_batch") is not None:
         faults.append("train.tokens_per_batch: Lightning counts the batches of an epoch once; set train.batch_size")
     if isinstance(given.get("train.fast"), dict) and given["train.fast"].get("lazy_rows"):
@@ -148,6 +152,8 @@ def _shown(value: Any) -> str:
 
 
 def _precision_argument(value: str) -> str:
+    if value not in _PRECISIONS.values():
+        return "float16 is for headstart's own loop; write bf16, or leave it out"
     return f'Trainer(precision="{next(name for name, word in _PRECISIONS.items() if word == value)}")'
 
 

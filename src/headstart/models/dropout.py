@@ -36,6 +36,7 @@ __all__ = [
     "draw_row_keys",
     "find_unkeyed_draws",
     "has_row_keys",
+    "is_compiled",
     "keyed_randomness",
     "keyed_streams",
     "recompute_contexts",
@@ -283,8 +284,9 @@ def keyed_randomness(
 ) -> Iterator[_KeyedDropout | None]:
     """Make every random number of a forward pass a function of the key; leave the global streams as they were.
 
-    Dropout is keyed by row. Draws that belong to no row, and those on devices without a keyed generator, come from the
-    global streams (PyTorch's, NumPy's, Python's), which start anew for each micro-batch from (seed, step, micro-batch).
+    Dropout is keyed by row. Draws that belong to no row, those on devices without a keyed generator and those of a
+    model that is compiled come from the global streams (PyTorch's, NumPy's, Python's), which start anew for each
+    micro-batch from (seed, step, micro-batch).
 
     Args:
         key: what the draws depend on.
@@ -301,11 +303,16 @@ def keyed_randomness(
         True
     """
     with keyed_streams(key.seed, key.step, key.micro_batch, device=device):
-        if device.type in _KEYED_DEVICES:
+        if device.type in _KEYED_DEVICES and not is_compiled(model):
             with _KeyedDropout(key, model) as mode:
                 yield mode
         else:
             yield None
+
+
+def is_compiled(model: torch.nn.Module | None) -> bool:
+    """Say whether the forward pass of a model is compiled (`model.compile()`), so that nothing in it is intercepted."""
+    return model is not None and model._compiled_call_impl is not None
 
 
 @contextlib.contextmanager
@@ -363,9 +370,9 @@ def find_unkeyed_draws(
 
     Returns:
         Names of the modules whose dropout is not keyed by row; "a global stream" stands for draws of another kind, and
-        "all of them" for a device without keyed draws. Empty where every draw is keyed.
+        "all of them" for a device without keyed draws, or a compiled model. Empty where every draw is keyed.
     """
-    if device.type not in _KEYED_DEVICES:
+    if device.type not in _KEYED_DEVICES or is_compiled(model):
         return ["all of them"]
     with keyed_randomness(key, device, model) as mode:
         assert mode is not None

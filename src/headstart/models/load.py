@@ -54,12 +54,16 @@ class LoadedModel:
         tokenizer: its fast tokenizer.
         new_parameters: names of parameters that the checkpoint did not have; they start at random.
         unused_parameters: names in the checkpoint that this model has no place for.
+        adapted: peft's model around it, where adapters are trained (`models/lora.py`).
+        frozen: digest of the parameters that are then not trained; empty where all are in a checkpoint.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     new_parameters: list[str] = field(default_factory=list)
     unused_parameters: list[str] = field(default_factory=list)
+    adapted: Any = None
+    frozen: str = ""
 
 
 def resolve_checkpoint(name: str | None) -> str:
@@ -298,6 +302,8 @@ def load_causal_language_model(checkpoint: str) -> LoadedModel:
 def save_classifier(loaded: LoadedModel, folder: Path) -> None:
     """Write model and tokenizer as `from_pretrained` reads them, weights in float32 as safetensors.
 
+    Adapters are merged into the weights.
+
     Args:
         loaded: what to save; put into evaluation mode.
         folder: an existing, empty folder.
@@ -306,8 +312,13 @@ def save_classifier(loaded: LoadedModel, folder: Path) -> None:
     # Truncation and padding baked into tokenizer.json would cut texts unsaid wherever the model is used.
     loaded.tokenizer.backend_tokenizer.no_truncation()
     loaded.tokenizer.backend_tokenizer.no_padding()
+    model = loaded.model
+    if loaded.adapted is not None:
+        from headstart.models.lora import merged
+
+        model = merged(loaded.adapted)
     with _quiet():
-        loaded.model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder))
         loaded.tokenizer.save_pretrained(str(folder))
 
 

@@ -62,19 +62,20 @@ class Device:
 
     Args:
         torch_device: the device of model and batches.
-        precision: "fp32", or "bf16": weights in float32, matrix products in bfloat16 (autocast).
+        precision: "fp32"; or "bf16" or "fp16": weights in float32, matrix products in bfloat16 or float16 (autocast).
         threads: CPU threads of one operation.
     """
 
     torch_device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     threads: int
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Give the context in which a forward pass runs in this precision."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.torch_device.type, dtype=dtype)
 
     def place(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Put a batch on the device; to a GPU from pinned memory, while the host goes on."""
@@ -98,13 +99,13 @@ def choose_device(
 
     Args:
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
-        precision: "auto" (bfloat16 where the hardware is fast at it), "fp32" or "bf16".
+        precision: "auto" (bfloat16 where the hardware is fast at it), "fp32", "bf16", or "fp16" on a GPU.
         threads: of one operation; None takes the cores that this process may use, shared with the other processes of
             the training on this machine.
         processes: how many train together; with several, "cuda" is the GPU of this process's number on its machine.
 
     Raises:
-        RecipeError: the device is unknown or not here.
+        RecipeError: the device is unknown or not here, or does not compute in this precision.
 
     Example:
         >>> choose_device("cpu", "fp32", threads=1).precision
@@ -124,7 +125,17 @@ def choose_device(
             f"one of: {', '.join(name for name, here in available.items() if here)}.",
             "Set train.device=auto, or install a PyTorch build for that device.",
         )
-    chosen: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+    if precision == "fp16" and torch_device.type != "cuda":
+        raise RecipeError(
+            f"train.precision is fp16, but the device is {torch_device.type}.",
+            "a GPU (cuda), which multiplies float16 itself.",
+            "Set train.precision=bf16, which has the range of float32 and needs no scaling of the loss, or auto.",
+        )
+    chosen: Literal["fp32", "bf16", "fp16"] = "fp32"
+    if precision == "bf16":
+        chosen = "bf16"
+    elif precision == "fp16":
+        chosen = "fp16"
     if precision == "auto" and has_fast_bfloat16(torch_device.type):
         chosen = "bf16"
     if processes > 1 and device == "cuda":

@@ -8,7 +8,7 @@ the first step, and written down with the reason for each part that is off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,7 +71,7 @@ def start_fast_path(
     *,
     is_sharded: bool = False,
     adds_gradients: bool = False,
-    why_not_lazy: str = "",
+    why_not: Mapping[str, str] | None = None,
 ) -> FastPath:
     """Build the optimizer, and let the model compute by the parts that fit it.
 
@@ -82,26 +82,30 @@ def start_fast_path(
         wants: says whether a part is asked for.
         is_sharded: each process will hold a part of each parameter.
         adds_gradients: an update adds gradients of several micro-batches or processes, which bfloat16 would round.
-        why_not_lazy: a reason for which every row of an embedding is to be up to date after each update.
+        why_not: parts that this training cannot have, and why.
     """
+    obstacles = {name: reason for name, reason in (why_not or {}).items() if wants(name)}
     remember_products()
     if is_sharded or not any(wants(name) for name in FAST_PARTS):
         reason = "each process holds a part of the model" if is_sharded else "switched off"
         optimizer = build_optimizer(model, optim, fast=False)
         return FastPath(optimizer, [Part(name, False, reason=reason) for name in FAST_PARTS])
-    handle = speed_up(model, precision=device.precision, parts={name: wants(name) for name in PARTS})
-    wants_lazy = wants("lazy_rows")
-    optimizer = build_optimizer(
+
+    def is_possible(name: str) -> bool:
+        return wants(name) and name not in obstacles
+
+    handle = speed_up(
         model,
-        optim,
-        fast=wants("optimizer_pass"),
-        lazy_rows=wants_lazy and not why_not_lazy,
-        copies=handle.copies,
+        # Where products are in float16, no part is on that asks.
+        precision="fp32" if device.precision == "fp16" else device.precision,
+        parts={name: is_possible(name) for name in PARTS},
     )
-    path = _join(handle, optimizer, adds_gradients)
-    if wants_lazy and why_not_lazy and path.is_on("optimizer_pass"):
-        path.parts = [replace(part, reason=why_not_lazy) if part.name == "lazy_rows" else part for part in path.parts]
-    return path
+    optimizer = build_optimizer(
+        model, optim, fast=wants("optimizer_pass"), lazy_rows=is_possible("lazy_rows"), copies=handle.copies
+    )
+    fast = _join(handle, optimizer, adds_gradients)
+    fast.parts = [replace(part, reason=obstacles.get(part.name, part.reason)) for part in fast.parts]
+    return fast
 
 
 def take_over(
@@ -122,7 +126,7 @@ def take_over(
         adds_gradients: see `start_fast_path`.
     """
     remember_products()
-    handle = speed_up(model, precision=device.precision)
+    handle = speed_up(model, precision="fp32" if device.precision == "fp16" else device.precision)
     return _join(handle, replace_optimizer(model, optimizer, why_not=why_not, copies=handle.copies), adds_gradients)
 
 

@@ -102,7 +102,7 @@ def train(
                 parts.hooks.after_optimizer(state.step)
                 parts.hooks.update_made(state.step)
             else:
-                what = what_happens(settings, state, parts)
+                what = what_happens(settings, state, parts, gradients)
                 yield describe_non_finite(gradients, rows, what, state, parts)
                 if what == "stop":
                     message = f"loss {gradients.loss}, gradient norm {gradients.gradient_norm}; the update was not made"

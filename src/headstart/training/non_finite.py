@@ -13,6 +13,7 @@ import torch
 from headstart.errors import format_rows
 from headstart.runlog import WarningRecord
 from headstart.training.gradients import numbers_of
+from headstart.training.loss_scaling import is_scale_too_large
 from headstart.training.sharding import whole
 from headstart.training.state import LoopParts, LoopSettings, TrainState, UpdateGradients
 
@@ -28,8 +29,15 @@ _IN_WORDS = {
 }
 
 
-def what_happens(settings: LoopSettings, state: TrainState, parts: LoopParts) -> Literal["stop", "skip", "rollback"]:
-    """Decide what follows from an update that is not finite: as set, but no endless going back."""
+def what_happens(
+    settings: LoopSettings, state: TrainState, parts: LoopParts, gradients: UpdateGradients
+) -> Literal["stop", "skip", "rollback", "rescale"]:
+    """Decide what follows from an update that is not finite: as set, but no endless going back.
+
+    Where a float16 loss was scaled too far, the update is left out and the scale is smaller from now on.
+    """
+    if is_scale_too_large(gradients, state):
+        return "rescale"
     if settings.on_non_finite == "rollback":
         # Nor a training of which nothing would be left.
         limit = min(MAX_ROLLBACKS, settings.total_steps - 1)
@@ -42,6 +50,13 @@ def describe_non_finite(
     gradients: UpdateGradients, rows: np.ndarray, what: str, state: TrainState, parts: LoopParts
 ) -> WarningRecord:
     """Make the record of an update that is not finite: its numbers, its rows, what happens now, where to look."""
+    if what == "rescale":
+        assert state.loss_scale is not None
+        message = (
+            f"gradients left the range of float16; the update is skipped, and losses are scaled by "
+            f"{state.loss_scale['scale']:g} from now on"
+        )
+        return WarningRecord(state.step, "loss_scale", message, [])
     details = parts.examine(state.step, rows, gradients) if parts.examine is not None else ""
     numbers = parts.name_rows(rows)
     message = (

@@ -93,35 +93,43 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def default_learning_rate(model: nn.Module, rows_per_update: float = 8, optimizer: str = "adamw") -> float:
+def default_learning_rate(
+    model: nn.Module, rows_per_update: float = 8, optimizer: str = "adamw", *, adapters: bool = False
+) -> float:
     """Give a learning rate by which an optimizer fine-tunes a model of this width.
 
     With AdamW, in updates of 32 rows and more it is `2e-4 * (384 / width) ** 2`, at most 3e-4: 2e-4 for hidden states
     of 384 numbers, 5e-5 for 768, 2.8e-5 for 1,024. Fewer rows make it smaller in proportion to the square root of their
     number. It is rounded to two digits. Lion's is a third of it, NAdam's half, RAdam's three times as much; SGD,
-    Adafactor and Prodigy have one that depends on neither.
+    Adafactor and Prodigy have one that depends on neither. Low-rank adapters take ten times as much.
 
     Args:
         model: the hidden size of its config is the width; 768 where it has none.
         rows_per_update: their average number.
         optimizer: its name in a recipe.
+        adapters: low-rank adapters are trained beside weights that stay (`model.lora`).
 
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=768, num_hidden_layers=1, vocab_size=8))
         >>> default_learning_rate(model, rows_per_update=32), default_learning_rate(model)
         (5e-05, 2.5e-05)
+        >>> default_learning_rate(model, rows_per_update=32, adapters=True)
+        0.0005
 
     Source: the rates for 384 and those beside AdamW's are measured (docs/log.md); the others lie among those that small
     models (Turc et al. 2019, Well-Read Students Learn Better), BERT-base and BERT-large (Devlin et al. 2019) are fine-
     tuned with. The square root: Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms.
-    Lion: Chen et al. 2023 name 3 to 10 times less than AdamW.
+    Lion: Chen et al. 2023 name 3 to 10 times less than AdamW. Adapters: Hu et al. 2021 train those of RoBERTa-base, 768
+    wide, at 4e-4 and 5e-4; Schulman et al. 2025, LoRA Without Regret, find their best rate ten times that of all
+    weights.
     """
     kind = OPTIMIZERS[optimizer]
     if kind.learning_rate is not None:
         return kind.learning_rate
     width = getattr(getattr(model, "config", None), "hidden_size", 768)
     rate = min(2e-4 * (384 / width) ** 2, 3e-4) * math.sqrt(min(rows_per_update, 32) / 32) * kind.times_adamw
+    rate *= 10 if adapters else 1
     return float(f"{rate:.2g}")
 
 

@@ -85,7 +85,7 @@ def matrix_flops(device: Device, cache_dir: Path) -> float:
 def _measure(device: Device) -> float:
     """Multiply matrices of the size that a small Transformer multiplies, for a tenth of a second."""
     device.apply_threads()
-    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(device.precision, torch.float32)
     left = torch.ones(1536, 384, dtype=dtype, device=device.torch_device)
     right = torch.ones(384, 1536, dtype=dtype, device=device.torch_device)
     best = float("inf")

@@ -135,6 +135,7 @@ class TrainState:
         rate_factor: what the plateau schedule has made of the learning rate so far.
         plateau_best: best score that it has seen.
         plateau_waited: evaluations in a row without a better one, since it changed the learning rate.
+        loss_scale: state of the scaler of a float16 training; None in others, and before its first update.
     """
 
     step: int = 0
@@ -147,6 +148,7 @@ class TrainState:
     rate_factor: float = 1.0
     plateau_best: float | None = None
     plateau_waited: int = 0
+    loss_scale: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the values as JSON takes them."""
@@ -177,7 +179,12 @@ class UpdateGradients:
     @property
     def is_finite(self) -> bool:
         """Say whether the update can be made."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+        return self.loss_is_finite and math.isfinite(self.gradient_norm)
+
+    @property
+    def loss_is_finite(self) -> bool:
+        """Say whether the loss alone is finite."""
+        return math.isfinite(self.loss)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from headstart.runlog import WarningRecord
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.gradients import numbers_of, share_rows
+from headstart.training.loss_scaling import finish_scaling, start_scaling
 from headstart.training.memory import MemoryWatch, free_memory
 from headstart.training.processes import Processes
 from headstart.training.sharding import whole
@@ -51,7 +52,7 @@ def compute_gradients(
         parts: makes batches and losses, and knows the other processes.
         settings: seed and clipping.
         device: where to compute, and the precision of the forward pass.
-        state: the step, and the splits so far.
+        state: the step, the splits so far and the scale of a float16 loss; both change where they must.
 
     Returns:
         The update's loss and the norm of its gradients, and a warning for each time memory ran out.
@@ -98,7 +99,7 @@ def _try_gradients(
 
     Whoever has run out of memory still answers the others: they must not wait for it, nor go on without it.
     """
-    processes = parts.processes
+    processes, scaler = parts.processes, start_scaling(device, state)
     parameters = [parameter for parameter in parameters_of(model) if parameter.requires_grad]
     batches: list[Batch] = []
     losses: list[torch.Tensor] = []
@@ -116,7 +117,8 @@ def _try_gradients(
                 loss, _ = parts.micro_batch(model, batch, int(num_targets))
             loss = loss if index < len(pieces) else loss * 0.0
             # A sharded backward pass averages over the processes, but losses are sums.
-            (loss * processes.count if processes.shards else loss).backward()
+            summed = loss * processes.count if processes.shards else loss
+            (summed if scaler is None else scaler.scale(summed)).backward()
             losses.append(loss.detach())
             parts.hooks.micro_batch_ends(state.step)
     if processes.shards and not memory.suffices:
@@ -130,6 +132,8 @@ def _try_gradients(
     if not _add_over_processes(processes, parameters, rows_only, losses, total, memory):
         return None
     with memory:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         if isinstance(optimizer, FastAdamW):
             norm = optimizer.clip(settings.max_grad_norm, in_place=parts.hooks.see_gradients)
         else:
@@ -138,6 +142,8 @@ def _try_gradients(
         value, gradient_norm = torch.stack([total, norm.float()]).tolist()
     if any(processes.any([not memory.suffices])):
         return None
+    if scaler is not None:
+        finish_scaling(scaler, state)
     return UpdateGradients(value, gradient_norm, pieces, losses[: len(pieces)])
 
 

@@ -99,6 +99,8 @@ def _has_own_children(module: Any, scope: Any, family: str) -> bool:
 def _attach(module: nn.Module, products: Products) -> str:
     """Put it in one layer; give the reason where a part that it needs is not in use there."""
     layer = _Layer(module, products)
+    if any(type(one) is not nn.Linear for one in layer.linears):
+        return "another module stands for a linear layer of its layers, as an adapter does"
     needed = {
         "bf16_weights": layer.linears[3:],
         "joined_qkv": layer.linears[:3],
