@@ -17,8 +17,10 @@ ROOT = Path(headstart.__file__).parent
 
 # A module directly in the package, or a folder, and its layer. A new one gets its line here.
 LAYERS = {
+    "addresses": 0,
     "errors": 0,
     "optim_numbers": 0,
+    "read_options": 0,
     "recipe": 0,
     "records": 0,
     "run_files": 0,

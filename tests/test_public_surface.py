@@ -17,7 +17,8 @@ NAMES = (
 )
 RECIPE = {
     "task": "name labels ordinal delimiter threshold",
-    "data": "train validation test columns weight group time seed validation_fraction fold limit max_length strict",
+    "data": "train validation test encoding delimiter header sheet query columns weight group time seed "
+    "validation_fraction fold limit max_length strict",
     "model": "checkpoint revision dropout seed freeze unfreeze_every lora",
     "optim": "name learning_rate weight_decay beta1 beta2 beta3 epsilon epsilon2 momentum momentum_decay beta2_decay "
     "clip_threshold d_coef schedule warmup power end_factor cycles plateau_factor plateau_patience layer_decay "
@@ -40,8 +41,8 @@ OPTIONS = {
     "train": "--test --validation --text --pair --label --limit --max-length --task --model --epochs --batch-size "
     "--learning-rate --seed --processes --seeds --folds --keep-models --recipe --set --run --resume --allow --debug "
     "--yes --quiet --json --traceback",
-    "predict": "--file --text --pair --output --probabilities --batch-size --traceback",
-    "evaluate": "--text --pair --label --json --traceback",
+    "predict": "--file --text --pair --set --output --probabilities --batch-size --traceback",
+    "evaluate": "--text --pair --label --set --json --traceback",
     "runs": "--traceback",
     "show": "--traceback",
 }

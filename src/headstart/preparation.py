@@ -5,6 +5,7 @@ May import layers 0 to 4, and `resumption`.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
@@ -15,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from headstart.addresses import is_address, mask
 from headstart.data.batches import BatchPlan
+from headstart.data.databases import absolute_address
 from headstart.display.plan import PlanSummary
 from headstart.errors import CheckpointError, RecipeError
 from headstart.learning_plan import check_sharded, describe_learning, plan_unfreezing
@@ -26,7 +29,7 @@ from headstart.models.load import LoadedModel, load_classifier, max_length_of, r
 from headstart.models.lora import add_adapters, check_peft, digest_of_frozen
 from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits, with_training_rows
-from headstart.recipe import Recipe, build_recipe, parse_duration, read_recipe_file
+from headstart.recipe import SOURCES, Recipe, build_recipe, parse_duration, read_recipe_file
 from headstart.records import Report
 from headstart.resumption import check_unfinished, resumed_recipe
 from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, TASK_FILE
@@ -160,6 +163,8 @@ def prepare_plan(
             "Run: headstart train reviews.csv (or set data.train in the recipe).",
         )
     num_processes = count_processes(recipe.train.processes)
+    if num_processes > 1:
+        _refuse_secrets(recipe)
     device = choose_device(recipe.train.device, recipe.train.precision, recipe.train.threads, processes=num_processes)
     processes = Processes()
     if is_sharded(num_processes):
@@ -249,15 +254,31 @@ def process_timeout_seconds(recipe: Recipe) -> float:
     return parse_duration(recipe.train.process_timeout or DEFAULT_PROCESS_TIMEOUT).number * 60
 
 
+def _refuse_secrets(recipe: Recipe) -> None:
+    """Raise where other processes would have to read a secret from the recipe, which holds none."""
+    for name in SOURCES:
+        spec = getattr(recipe.data, name)
+        if spec is not None and mask(spec) != spec and not is_joined():
+            raise RecipeError(
+                f"data.{name}: {mask(spec)} holds a secret, which is not written for the other processes to read.",
+                "the secret in a variable of the environment.",
+                "Write ${NAME} in its place, and export NAME=... before.",
+            )
+
+
 def absolute_source(spec: str) -> str:
     """Make the path in a source absolute, so that a recipe means the same from every folder.
 
     Names that are no path here (`hub:...`, a missing file) stay as they are.
     """
+    if is_address(spec):
+        return absolute_address(spec)
     match = re.fullmatch(r"(.*?)((?::[\w.-]+)?(?:\[[^\]]*\])?)", spec)
     for path, suffix in ((spec, ""), match.groups() if match else (spec, "")):
         if path and Path(path).expanduser().exists():
             return str(Path(path).expanduser().resolve()) + suffix
+    if glob.has_magic(spec) and not spec.startswith("hub:"):
+        return os.path.join(os.path.abspath(""), os.path.expanduser(spec))  # a pattern, or a file that is missing
     return spec
 
 

@@ -24,6 +24,7 @@ from headstart.data.row_splits import Cut, cut_by_group, cut_by_time, cut_valida
 from headstart.data.sources import Source, read_source
 from headstart.data.tokens import Tokens
 from headstart.errors import DataError, RecipeError
+from headstart.read_options import ReadOptions, refuse_without_effect
 from headstart.recipe import Recipe, parse_fold, parse_limit
 from headstart.records import Report
 from headstart.tasks import Task, learn_task
@@ -177,7 +178,7 @@ def read_data(source: Any, recipe: Recipe, *, debug: bool = False) -> ReadData:
         DataError: a source cannot be read, or its rows cannot be used.
         RecipeError: a setting has no effect with this data.
     """
-    read = read_source(source)
+    read = read_source(source, must_apply=False, **recipe.data.read_options)
     tables, origins, fingerprints, notes = _gather(read, recipe)
     section = recipe.data
     others = [name for name in (section.weight, section.group, section.time) if name is not None]
@@ -299,11 +300,13 @@ def _gather(
     origins = {"train": read.origin[train]}
     fingerprints = {"train": read.fingerprint[train]}
     notes = list(read.notes)
+    sources = [read]
     for name in ("validation", "test"):
         spec = getattr(recipe.data, name)
         holder, split = read, name
         if spec is not None:
-            holder = read_source(spec, split_hint=name)
+            holder = read_source(spec, split_hint=name, must_apply=False, **recipe.data.read_options)
+            sources.append(holder)
             split = only_split(holder, name)
             notes += holder.notes
             if name in read.splits:
@@ -313,6 +316,8 @@ def _gather(
         tables[name] = holder.splits[split]
         origins[name] = holder.origin[split]
         fingerprints[name] = holder.fingerprint[split]
+    applied = {option for source in sources for option in source.applied}
+    refuse_without_effect(ReadOptions(**recipe.data.read_options), applied, [source.name for source in sources])
     return tables, origins, fingerprints, notes
 
 

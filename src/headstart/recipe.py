@@ -23,10 +23,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from headstart.addresses import mask
 from headstart.errors import RecipeError, join_faults, nearest_name, suggest
 from headstart.optim_numbers import OPTIMIZERS, SCHEDULES, OptimizerName, ScheduleName, fill_numbers
+from headstart.read_options import READ_OPTIONS, check_delimiter, check_encoding
 
 __all__ = [
+    "SOURCES",
     "DataSection",
     "Duration",
     "EvaluateSection",
@@ -44,6 +47,9 @@ __all__ = [
     "read_recipe_file",
 ]
 
+SOURCES = ("train", "validation", "test")
+# Taken as they stand on the command line: YAML reads "|" and "~" as something else.
+_VERBATIM = ("data.delimiter", "data.query")
 ROLES = ("text", "pair", "label")
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%|minutes?|min|hours?|h)?\s*$")
@@ -183,6 +189,11 @@ class DataSection(_Section):
     train: str | None = None
     validation: str | None = None
     test: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    header: bool | None = None
+    sheet: int | str | None = None
+    query: str | None = None
     columns: dict[str, str | list[str] | None] = Field(default_factory=dict)
     weight: str | None = None
     group: str | None = None
@@ -193,6 +204,21 @@ class DataSection(_Section):
     limit: int | str | None = None
     max_length: Annotated[int, Field(ge=4)] | None = None
     strict: bool = False
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding(cls, value: str | None) -> str | None:
+        return check_encoding(value) if value is not None else None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter(cls, value: str | None) -> str | None:
+        return check_delimiter(value) if value is not None else None
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """The options of reading that are set, as `read_source` takes them."""
+        return {name: value for name in READ_OPTIONS if (value := getattr(self, name)) is not None}
 
     @field_validator("columns")
     @classmethod
@@ -500,7 +526,7 @@ class Recipe(BaseModel):
         if self.model.lora is not None and (self.model.freeze is not None or self.model.unfreeze_every is not None):
             name = "freeze" if self.model.freeze is not None else "unfreeze_every"
             raise ValueError(
-                f"model.{name} has no effect with model.lora, which freezes all but adapters and head. Remove one of them"
+                f"model.{name} has no effect with model.lora, which trains adapters and head alone. Remove one of them"
             )
         if self.model.unfreeze_every is not None and OPTIMIZERS[self.optim.name].by_group:
             raise ValueError(
@@ -537,8 +563,9 @@ class Recipe(BaseModel):
         return _validate(data)
 
     def to_yaml(self, derived: Mapping[str, object] | None = None) -> str:
-        """Write the recipe with every default filled in, and what followed from it under `derived`."""
+        """Write the recipe with every default filled in, without secrets, and what followed from it under `derived`."""
         data = self.model_dump(mode="json")
+        data["data"] |= {name: mask(data["data"][name]) for name in SOURCES if data["data"][name] is not None}
         if derived is not None:
             data["derived"] = dict(derived)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
@@ -606,13 +633,17 @@ def build_recipe(
         if not equals or key.count(".") < 1:
             faults.append(f'--set {setting}: expected section.key=value, for example "train.epochs=5"')
             continue
+        if key in _VERBATIM and text != "null" and text[:1] not in ("'", '"'):
+            given[key] = text
+            continue
         try:
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             given[key] = text
     for key, value in (values or {}).items():
         if key in given and str(given[key]) != str(value):
-            faults.append(f"{key}: set to {given[key]!r} with --set and to {value!r} by its own option. Keep one")
+            both = [mask(str(one)) if isinstance(one, str) else one for one in (given[key], value)]
+            faults.append(f"{key}: set to {both[0]!r} with --set and to {both[1]!r} by its own option. Keep one")
         given[key] = value
     for key, value in given.items():
         _put(data, key.split("."), value, faults)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headstart.addresses import mask
 from headstart.errors import CheckpointError, RecipeError
 from headstart.recipe import Recipe, build_recipe, read_recipe_file
 from headstart.run_identity import FREE_SETTINGS, check_allowed
@@ -53,6 +54,7 @@ def resumed_recipe(
     derived = read_recipe_file(path)[1]
     given = {key: value for key, value in values.items() if key != "output.run"}
     changed: dict[str, tuple[Any, Any]] = {}
+    revealed: dict[str, Any] = {}
     if given or settings or recipe_file is not None:
         own = recipe.model_dump()
         for key, new in _stated(build_recipe(recipe_file, settings, given), recipe_file, settings, given).items():
@@ -60,18 +62,27 @@ def resumed_recipe(
             old = own[section][name]
             if name == "columns":
                 old = {role: old.get(role) for role in new}
-            if old != new and (key, new) != ("train.order", "auto"):  # the run has found what that is
+            if isinstance(new, str) and old == mask(new):  # recipe.yaml holds no secrets
+                revealed[key] = new
+            elif old != new and (key, new) != ("train.order", "auto"):  # the run has found what that is
                 changed[key] = (old, new)
     refused = changed.keys() - FREE_SETTINGS if "recipe" not in allow else set()
     if refused:
-        lines = [f"{key}: {changed[key][0]!r} in the run, {changed[key][1]!r} given now" for key in sorted(refused)]
+        lines = [
+            f"{key}: {_shown(changed[key][0])} in the run, {_shown(changed[key][1])} given now"
+            for key in sorted(refused)
+        ]
         raise RecipeError(
             f"{run} was started with other settings:\n- " + "\n- ".join(lines),
             "the settings of the run, which --resume takes from its recipe.yaml.",
             f"Leave these options out (headstart train --resume --run {run}), start a new run, or change them on the "
             "way with --allow recipe.",
         )
-    return recipe.replace({key: new for key, (_, new) in changed.items()}), derived
+    return recipe.replace({**revealed, **{key: new for key, (_, new) in changed.items()}}), derived
+
+
+def _shown(value: Any) -> str:
+    return repr(mask(value) if isinstance(value, str) else value)
 
 
 def check_unfinished(run_dir: Path) -> None:

@@ -171,6 +171,7 @@ class Run:
         pair: str | None = None,
         batch_size: int | None = None,
         progress: Report | None = None,
+        reading: Mapping[str, Any] | None = None,
     ) -> PredictedTable:
         """Predict every row of a source.
 
@@ -180,12 +181,14 @@ class Run:
             pair: column of the second text, found in the same way.
             batch_size: rows of one forward pass; None takes the recipe's.
             progress: gets what is done now, and how many of the rows are done.
+            reading: options of `read_source` (encoding, delimiter, header, sheet, query) that go before the recipe's.
 
         Raises:
             ColumnError: a column is missing.
             DataError: the source cannot be read.
+            RecipeError: an option of `reading` has no effect.
         """
-        table, found_columns = self._table(source, {"text": text, "pair": pair}, need_label=False)
+        table, found_columns = self._table(source, {"text": text, "pair": pair}, need_label=False, reading=reading)
         columns = [list(table[name]) for name in (found_columns.text, found_columns.pair) if name is not None]
         good = [row for row in range(len(table)) if all(isinstance(column[row], str) for column in columns)]
         kept = [[column[row] for row in good] for column in columns]
@@ -209,6 +212,7 @@ class Run:
         label: str | None = None,
         tell: Callable[[str], None] | None = None,
         progress: Report | None = None,
+        reading: Mapping[str, Any] | None = None,
     ) -> dict[str, dict[str, float | None]]:
         """Score the model on the labelled rows of a source.
 
@@ -219,6 +223,7 @@ class Run:
             label: column of the label, found in the same way.
             tell: gets a sentence about rows that are cut, left out or remarkable; None issues a `HeadstartWarning`.
             progress: gets what is done now, and how many of the rows are done.
+            reading: options of `read_source` (encoding, delimiter, header, sheet, query) that go before the recipe's.
 
         Returns:
             Score name to `{"value", "low", "high"}`, with the recipe's scores and confidence.
@@ -233,7 +238,8 @@ class Run:
         from headstart.data.row_facts import read_groups
         from headstart.scoring import score_with_intervals
 
-        table, columns = self._table(source, {"text": text, "pair": pair, "label": label}, need_label=True)
+        named = {"text": text, "pair": pair, "label": label}
+        table, columns = self._table(source, named, need_label=True, reading=reading)
         assert columns.label is not None
         task = self.task.reading(text=columns.text, label=columns.label)
         form = find_same_labels(table, columns.label_columns, task.name, getattr(task, "delimiter", None))
@@ -334,13 +340,23 @@ class Run:
         return [first for first, _ in texts], [second for _, second in texts]
 
     def _table(
-        self, source: Any, named: Mapping[str, str | None], *, need_label: bool
+        self,
+        source: Any,
+        named: Mapping[str, str | None],
+        *,
+        need_label: bool,
+        reading: Mapping[str, Any] | None = None,
     ) -> tuple[datasets.Dataset, Columns]:
         """Read a source and find its columns: those named, else those of training, else by looking."""
         from headstart.data.columns import Columns, find_columns
         from headstart.data.sources import read_source
+        from headstart.read_options import ReadOptions, refuse_without_effect
 
-        read = read_source(source, split_hint="test")
+        # Another source than that of training: how that one was read holds where it fits, but for the sheet and the
+        # query.
+        own = {name: value for name, value in self.recipe.data.read_options.items() if name not in ("sheet", "query")}
+        read = read_source(source, split_hint="test", must_apply=False, **{**own, **(reading or {})})
+        refuse_without_effect(ReadOptions(**(reading or {})), read.applied, [read.name])
         split = "test" if "test" in read.splits else next(iter(read.splits))
         if len(read.splits) > 1 and split != "test":
             raise DataError(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from headstart.addresses import mask
 from headstart.data.tokens import TextEncoder
 from headstart.errors import CheckpointError, RecipeError, suggest
 from headstart.training.device import library_versions
@@ -52,7 +53,7 @@ def identify(recipe: Recipe, fingerprints: Mapping[str, str], loaded: LoadedMode
         loaded: model and tokenizer.
     """
     settings = {
-        f"{section}.{key}": value
+        f"{section}.{key}": mask(value) if isinstance(value, str) else value
         for section, values in recipe.model_dump(mode="json").items()
         for key, value in values.items()
         if f"{section}.{key}" not in FREE_SETTINGS

@@ -92,9 +92,19 @@ _COLUMNS: Final = (
     Option("--pair", "column of the second text of a pair", "COL", "data.columns.pair", "found by looking"),
     Option("--label", "column of the label; several with commas", "COL", "data.columns.label", "found by looking"),
 )
+_READING: Final = Option(
+    "--set",
+    "how the source is read, where it is not as in training: encoding, delimiter, header, sheet, query",
+    "data.KEY=VALUE",
+    repeated=True,
+)
 _SOURCES: Final = (
-    "SOURCE is a CSV, TSV, JSON, JSONL or Parquet file (also .gz), a folder with train, validation and test files, or "
-    "hub:NAME[/CONFIG]. A slice may follow: reviews.csv[:5%], folder:train[100:200]."
+    "SOURCE is a CSV, TSV, JSON, JSONL, Parquet, Arrow, Excel or text file (also packed or in a .zip), a folder with "
+    "train, "
+    "validation and test files or with a folder of texts for each label, a pattern ('logs/*.csv'), an address "
+    "(https://, s3://, "
+    "gs://, hf://), a table or query of a database (sqlite:///FILE::TABLE, duckdb:///..., postgresql://...), or "
+    "hub:NAME[/CONFIG]. A slice may follow: reviews.csv[:5%], folder:train[100:200]. docs/data.md shows them all."
 )
 
 TRAIN: Final = Command(
@@ -169,6 +179,7 @@ PREDICT: Final = Command(
             Option("--file", "predict every row of a source", "SOURCE"),
             Option("--text", "column of the text", "COL", default="as in training"),
             Option("--pair", "column of the second text", "COL", default="as in training"),
+            _READING,
         ),
         "Output": (
             Option("--output", "write a .csv, .tsv, .jsonl, .json or .parquet file", "FILE", default="a table"),
@@ -193,6 +204,7 @@ EVALUATE: Final = Command(
         "Columns": tuple(
             Option(option.name, option.help, option.metavar, default="as in training") for option in _COLUMNS
         ),
+        "Input": (_READING,),
         "Output": (_JSON, _TRACEBACK),
     },
     (_SOURCES,),

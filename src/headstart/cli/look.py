@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from headstart.errors import CheckpointError, suggest
+from headstart.addresses import mask
+from headstart.errors import CheckpointError, RecipeError, suggest
 from headstart.runlog import RECIPE_FILE
 
-__all__ = ["find_run", "run_evaluate", "run_runs", "run_show"]
+__all__ = ["find_run", "read_settings", "run_evaluate", "run_runs", "run_show"]
 
 
 def find_run(name: str) -> Path:
@@ -38,6 +41,27 @@ def find_run(name: str) -> Path:
     return path
 
 
+def read_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """Take the options of reading from `--set data.KEY=VALUE`.
+
+    Raises:
+        RecipeError: another setting is named; it would have no effect on a finished run.
+    """
+    from headstart.read_options import READ_OPTIONS
+    from headstart.recipe import build_recipe
+
+    known = [f"data.{name}" for name in READ_OPTIONS]
+    for setting in settings or []:
+        key = setting.partition("=")[0].strip()
+        if key not in known:
+            raise RecipeError(
+                f"--set {key}: has no effect on a run that is finished.",
+                "an option of how the source is read.",
+                suggest(key, known),
+            )
+    return build_recipe(settings=settings or []).data.read_options if settings else {}
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Score a run on labelled rows."""
     from rich.console import Console
@@ -56,13 +80,14 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             label=arguments.label,
             tell=remarks.append,
             progress=status.say,
+            reading=read_settings(arguments.set),
         )
     for remark in remarks:
         print(remark, file=sys.stderr)
     if arguments.json:
-        print(json.dumps({"run_dir": str(run.run_dir), "source": arguments.source, "scores": scores}))
+        print(json.dumps({"run_dir": str(run.run_dir), "source": mask(arguments.source), "scores": scores}))
     else:
-        show_scores(scores, f"{run.run_dir.name} on {arguments.source}")
+        show_scores(scores, f"{run.run_dir.name} on {mask(arguments.source)}")
     return 0
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.cli.look import find_run
+from headstart.cli.look import find_run, read_settings
 from headstart.errors import DataError, RecipeError, format_rows, suggest
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from headstart.display.status import Status
 
     ending = _ending(arguments.output) if arguments.output is not None else None
+    reading = read_settings(arguments.set)
+    if reading and arguments.file is None:
+        raise RecipeError("--set says how a source is read, but no --file is given.", "a source.", "Add --file SOURCE.")
     for option in ("text", "pair"):
         if arguments.file is None and getattr(arguments, option) is not None:
             raise RecipeError(
@@ -58,6 +61,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
                 pair=arguments.pair,
                 batch_size=arguments.batch_size,
                 progress=status.say,
+                reading=reading,
             )
         table, predictions, notes = predicted.table, predicted.predictions, predicted.notes
     else:

@@ -1,6 +1,6 @@
 """CSV and TSV files to record batches.
 
-Holds the choice of the delimiter and of quoting, the check for broken quotes, and the collection of
+Holds the choice of quoting, the check for broken quotes, and the collection of
 ragged rows. Imports the standard library and pyarrow.
 
     bytes (UTF-8) -> delimiter and quoting -> pyarrow's streaming reader -> record batches of one
@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from headstart.data.arrow_values import TypeConflict
+from headstart.data.csv_shape import choose_delimiter, delimiter_name, find_header, first_rows
 from headstart.errors import SourceError, join_faults
 
-__all__ = ["BLOCK_BYTES", "BlockTooSmall", "RowStream", "read_delimited"]
+__all__ = ["BLOCK_BYTES", "BlockTooSmall", "RowStream", "column_names", "read_delimited"]
 
 BLOCK_BYTES = 8 << 20  # the types of the columns are taken from the first block
-DELIMITER_NAMES = {",": '","', ";": '";"', "\t": "tab", "|": '"|"'}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def read_delimited(
     delimiter: str,
     types: Mapping[str, pa.DataType],
     block_bytes: int = BLOCK_BYTES,
+    named_delimiter: str | None = None,
+    header: bool | None = None,
 ) -> RowStream:
     """Read a CSV or TSV file as record batches.
 
@@ -66,6 +68,9 @@ def read_delimited(
         delimiter: what the file's ending says; another one is taken where the header shows it.
         types: columns whose type is already known to differ from what the first rows show.
         block_bytes: how much is parsed at once; a row must fit.
+        named_delimiter: what the user says separates the cells; None looks at the header.
+        header: whether the first line names the columns; None looks at the lines. Without names they are `column_0`,
+            ...
 
     Returns:
         The rows; ragged rows raise when the last batch has been read.
@@ -75,39 +80,19 @@ def read_delimited(
         TypeConflict: later rows do not have the type of the first ones.
         BlockTooSmall: a row is longer than a block.
     """
-    with open_file() as file:
-        header = _first_line(file)
-    chosen = _choose_delimiter(header, delimiter)
-    notes = []
-    if chosen != delimiter:
-        notes.append(f"{name}: the cells are separated by {DELIMITER_NAMES[chosen]}")
+    chosen, notes = choose_delimiter(open_file, name, delimiter, named_delimiter)
     quoted = True
     if chosen == "\t" and _has_stray_quotes(open_file):
         quoted = False
         notes.append(f'{name}: the character " is read as text, because cells begin with one that is not closed')
     if quoted:
         _check_quotes(open_file, name, chosen)
+    has_header, header_notes = find_header(open_file, name, chosen, quoted=quoted, named=header)
+    notes += header_notes
     for column, type in types.items():
         kind = "text" if pa.types.is_string(type) else "numbers"
         notes.append(f'{name}: column "{column}" holds different kinds of values and is read as {kind}')
-    return _stream(open_file, name, chosen, quoted, types, block_bytes, notes)
-
-
-def _first_line(file: BinaryIO) -> str:
-    for line in file:
-        text = line.decode("utf-8-sig").strip("\r\n")
-        if text:
-            return text
-    return ""
-
-
-def _choose_delimiter(header: str, expected: str) -> str:
-    """Take the expected delimiter if the header has it, else the most frequent other one."""
-    outside = re.sub(r'"[^"]*"', "", header)
-    if expected in outside:
-        return expected
-    best = max(DELIMITER_NAMES, key=outside.count)
-    return best if outside.count(best) else expected
+    return _stream(open_file, name, chosen, quoted, has_header, types, block_bytes, notes)
 
 
 def _has_stray_quotes(open_file: Callable[[], BinaryIO]) -> bool:
@@ -159,6 +144,7 @@ def _stream(
     name: str,
     delimiter: str,
     quoted: bool,
+    has_header: bool,
     types: Mapping[str, pa.DataType],
     block_bytes: int,
     notes: list[str],
@@ -166,6 +152,7 @@ def _stream(
     from pyarrow import csv as arrow_csv
 
     ragged: list[Any] = []
+    generated = [] if has_header else [f"column_{index}" for index in range(_count_cells(open_file, delimiter, quoted))]
 
     def note_ragged(row: Any) -> str:
         ragged.append(row)
@@ -176,7 +163,9 @@ def _stream(
         reader = arrow_csv.open_csv(
             file,
             # Rows are numbered in faults only when one thread reads.
-            read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block_bytes),
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False, block_size=block_bytes, column_names=None if has_header else generated
+            ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=delimiter,
                 quote_char='"' if quoted else False,
@@ -187,7 +176,7 @@ def _stream(
                 null_values=[""], strings_can_be_null=False, column_types=dict(types)
             ),
         )
-        names, renamed = _column_names(reader.schema.names, name)
+        names, renamed = column_names(reader.schema.names, name)
     except pa.ArrowInvalid as error:
         file.close()
         raise _explain(error, [], name) from error
@@ -203,12 +192,16 @@ def _stream(
             except pa.ArrowInvalid as error:
                 raise _explain(error, names, name) from error
         if ragged:
-            raise _ragged_error(ragged, name, delimiter)
+            raise _ragged_error(ragged, name, delimiter, has_header)
 
     return RowStream(schema, read_batches(), notes + renamed)
 
 
-def _column_names(header: list[str], name: str) -> tuple[list[str], list[str]]:
+def _count_cells(open_file: Callable[[], BinaryIO], delimiter: str, quoted: bool) -> int:
+    return max((len(row) for row in first_rows(open_file, delimiter, quoted=quoted, limit=1)), default=1)
+
+
+def column_names(header: list[str], name: str) -> tuple[list[str], list[str]]:
     """Check the names of the header, and give a name to columns without one."""
     twice = sorted({column for column in header if column and header.count(column) > 1})
     if twice:
@@ -254,12 +247,13 @@ def _is_float(text: str) -> bool:
     return True
 
 
-def _ragged_error(ragged: list[Any], name: str, delimiter: str) -> SourceError:
+def _ragged_error(ragged: list[Any], name: str, delimiter: str, has_header: bool) -> SourceError:
     rows = [f"row {row.number}: {row.actual_columns} cell{'s' * (row.actual_columns != 1)}" for row in ragged]
     expected = ragged[0].expected_columns
+    first = "header" if has_header else "first row"
     count = "1 row does" if len(ragged) == 1 else f"{len(ragged):,} rows do"
     return SourceError(
-        f"{name}: {count} not have as many cells as the header.\n{join_faults(rows)}",
-        f"{expected} cells separated by {DELIMITER_NAMES[delimiter]} in every row (the header is row 1).",
-        f"Put cells that hold {DELIMITER_NAMES[delimiter]} or a line break between quotes, or save the table as JSONL.",
+        f"{name}: {count} not have as many cells as the {first}.\n{join_faults(rows)}",
+        f"{expected} cells separated by {delimiter_name(delimiter)} in every row (the {first} is row 1).",
+        f"Put cells that hold {delimiter_name(delimiter)} or a line break between quotes, or save the table as JSONL.",
     )

@@ -6,12 +6,14 @@ functions, pandas and polars never (a frame's own methods are used).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from headstart.data.arrow_values import array_from_values, plain_table
+from headstart.data.table_cache import store_rows
 from headstart.errors import SourceError, format_rows
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ EXPECTED = (
 
 
 def is_frame(source: object) -> bool:
-    """Say whether an object is a pandas or polars data frame, without importing either."""
+    """Say whether an object is a pandas or polars data frame, lazy or not, without importing either."""
     kind = type(source)
-    return kind.__name__ == "DataFrame" and kind.__module__.split(".")[0] in ("pandas", "polars")
+    return kind.__name__ in ("DataFrame", "LazyFrame") and kind.__module__.split(".")[0] in ("pandas", "polars")
 
 
 def describe_object(source: object) -> str:
@@ -67,6 +69,8 @@ def table_from_object(source: object) -> tuple[datasets.Dataset, list[str]]:
         table = source.with_format(None)  # a format may hide columns, and read values otherwise
         if source.format["type"] == "custom":
             notes.append("what set_transform or with_transform computes is not read: rows are taken as they are stored")
+    elif type(source).__name__ == "LazyFrame" and is_frame(source):
+        table = _from_lazy(source)
     elif isinstance(source, pa.Table):
         table = datasets.Dataset(plain_table(source))
     else:
@@ -91,6 +95,35 @@ def table_from_object(source: object) -> tuple[datasets.Dataset, list[str]]:
             "Check how it was made.",
         )
     return table, notes
+
+
+def _from_lazy(frame: Any) -> datasets.Dataset:
+    """Compute a lazy frame piece by piece into the cache."""
+
+    def batches(first: Any, rest: Any) -> Iterator[pa.RecordBatch]:
+        for part in itertools.chain([first], rest):
+            yield from _plain_batches(part, schema)
+
+    try:
+        parts = iter(frame.collect_batches(maintain_order=True))
+        first = next(parts, None)
+        if first is None:
+            first = frame.head(0).collect()
+        schema = plain_table(first.to_arrow().slice(0, 0)).schema
+        return store_rows(schema, batches(first, parts), [])[0]
+    except SourceError:
+        raise
+    except Exception as error:  # polars raises its own, of the plan and of each file that it reads
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(
+            f"The LazyFrame cannot be computed ({lines[0][:200]}).", "A plan that runs.", "Check it with collect()."
+        ) from error
+
+
+def _plain_batches(part: Any, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """Give the record batches of a frame in a schema of plain types."""
+    batches: list[pa.RecordBatch] = plain_table(part.to_arrow()).cast(schema).to_batches()
+    return batches
 
 
 def _array(values: Any) -> tuple[pa.Array, bool]:

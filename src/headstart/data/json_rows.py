@@ -1,10 +1,9 @@
-"""JSON, JSON Lines and Parquet files to record batches.
+"""JSON and JSON Lines files to record batches.
 
 Holds one reader a format; all give the RowStream of delimited.py. Imports the standard library and
 pyarrow.
 
     JSONL: one object a line; JSON: a list of objects, an object of columns, or lines after all
-    Parquet: its record batches, with encodings replaced by plain types
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from headstart.data.arrow_values import TypeConflict, array_as, array_from_values, plain_table
+from headstart.data.arrow_values import TypeConflict, array_as, array_from_values
 from headstart.data.delimited import RowStream
 from headstart.errors import SourceError, join_faults
 
-__all__ = ["read_json", "read_json_lines", "read_parquet", "stream_rows"]
+__all__ = ["read_json", "read_json_lines", "stream_rows"]
 
 CHUNK_ROWS = 10_000
 Row = Mapping[str, Any]
@@ -190,47 +189,3 @@ def _batch_rows(chunks: Iterable[list[Row]], schema: pa.Schema) -> Iterator[pa.R
                 raise TypeConflict(column, array_from_values([row.get(column) for row in chunk])[0].type)
         arrays = [array_as([row.get(field.name) for row in chunk], field.type, field.name) for field in schema]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def read_parquet(file: BinaryIO, name: str, types: Mapping[str, pa.DataType]) -> RowStream:
-    """Read a Parquet file as record batches.
-
-    Args:
-        file: the open bytes, seekable; closed when the last batch has been read.
-        name: what messages call the file.
-        types: columns to cast.
-
-    Returns:
-        The rows; the file's own schema metadata stay, so that class names are not lost.
-
-    Raises:
-        SourceError: the bytes are no Parquet file.
-    """
-    from pyarrow import parquet
-
-    try:
-        reader = parquet.ParquetFile(file)
-        plain = plain_table(reader.schema_arrow.empty_table()).schema
-    except (pa.ArrowException, OSError) as error:
-        file.close()
-        raise _parquet_error(name, error) from error
-    fields = [field.with_type(types.get(field.name, field.type)) for field in plain]
-    schema = pa.schema(fields, metadata=None if types else plain.metadata)
-
-    def read_batches() -> Iterator[pa.RecordBatch]:
-        with file:
-            try:
-                for batch in reader.iter_batches():
-                    yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
-            except (pa.ArrowException, OSError) as error:
-                raise _parquet_error(name, error) from error
-
-    return RowStream(schema, read_batches(), [])
-
-
-def _parquet_error(name: str, error: Exception) -> SourceError:
-    return SourceError(
-        f"{name}: cannot be read as Parquet ({str(error).splitlines()[0].rstrip('.')}).",
-        "A whole Parquet file.",
-        "Check that the file was copied to its end, and that the ending of its name is right.",
-    )

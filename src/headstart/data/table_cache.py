@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from headstart.errors import SourceError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["cache_dir", "cache_key", "load_table", "store_table"]
+__all__ = ["cache_dir", "cache_key", "load_table", "store_rows", "store_table"]
 
 NOTES_KEY = b"headstart.notes"
 
@@ -125,6 +125,36 @@ def store_table(
     Raises:
         SourceError: the cache cannot be written, for instance because the disk is full.
     """
+    return _store(schema, batches, notes, lambda _: key)
+
+
+def store_rows(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], notes: Sequence[str]
+) -> tuple[datasets.Dataset, list[str]]:
+    """Write rows of which nothing is known before they are read (a query, a lazy frame), named by what was written.
+
+    Args:
+        schema: the columns of every batch.
+        batches: the rows; read once, never all in memory.
+        notes: what was decided while reading.
+
+    Returns:
+        The memory-mapped table and the notes.
+
+    Raises:
+        SourceError: the cache cannot be written, for instance because the disk is full.
+    """
+    return _store(schema, batches, notes, _content_key)
+
+
+def _content_key(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _store(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], notes: Sequence[str], name: Callable[[Path], str]
+) -> tuple[datasets.Dataset, list[str]]:
     folder = cache_dir()
     schema = schema.with_metadata({**(schema.metadata or {}), NOTES_KEY: json.dumps(list(notes)).encode()})
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
@@ -135,11 +165,12 @@ def store_table(
                     _write(writer, batch, schema, folder)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / f"{key}.arrow")
+        whole = folder / f"{name(Path(temporary))}.arrow"
+        os.replace(temporary, whole)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return _open(folder / f"{key}.arrow")
+    return _open(whole)
 
 
 def _write(writer: pa.RecordBatchWriter, batch: pa.RecordBatch, schema: pa.Schema, folder: Path) -> None:

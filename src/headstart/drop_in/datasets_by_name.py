@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.data.files import file_format
+from headstart.data.data_file import file_format
 from headstart.data.folders import SPLITS, split_name
 from headstart.drop_in.hub import is_connection_error, looks_like_path, missing_folder, why_out_of_reach
 from headstart.errors import SourceError, suggest
@@ -197,7 +197,8 @@ def _holds_configs(folder: Path, subfolders: list[Path]) -> bool:
 
 
 def _is_data(path: Path) -> bool:
-    return path.is_file() and file_format(path) is not None
+    # The library's builders read more; a text file beside tables tells about them here.
+    return path.is_file() and file_format(path) in ("csv", "tsv", "json", "jsonl", "parquet")
 
 
 def _split_files(folder: Path) -> dict[str, str] | None:
