@@ -36,6 +36,8 @@ LAYERS = {
     "reading": 4,
     "scoring": 4,
     "api": 5,
+    "describing": 5,
+    "label_counts": 5,
     "parts": 4,
     "interruption": 5,
     "learning_plan": 5,

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from headstart.data.planned_batches import PlannedBatches as PlannedBatches
     from headstart.data.sources import read_source as read_source
     from headstart.data.tokens import tokenize_table as tokenize_table
+    from headstart.describing import describe_source as describe_source
+    from headstart.display.description import SourceDescription as SourceDescription
     from headstart.drop_in.adamw import AdamW as AdamW
     from headstart.drop_in.arguments import TrainingArguments as TrainingArguments
     from headstart.drop_in.datasets_by_name import load_dataset as load_dataset
@@ -106,6 +108,8 @@ _HOME = {
     "PlannedBatches": "data.planned_batches",
     "read_source": "data.sources",
     "tokenize_table": "data.tokens",
+    "describe_source": "describing",
+    "SourceDescription": "display.description",
     "AdamW": "drop_in.adamw",
     "TrainingArguments": "drop_in.arguments",
     "load_dataset": "drop_in.datasets_by_name",

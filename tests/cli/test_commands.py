@@ -220,6 +220,48 @@ def test_evaluate_runs_and_show(here: Path, capsys: Captured) -> None:
     assert "sequence_classification" in capsys.readouterr().out
 
 
+def test_show_of_a_source_passes_its_options_on(
+    here: Path, tmp_path: Path, tiny_model_dir: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ["--model", str(tiny_model_dir)]
+    assert main(["show", "reviews.csv", *model]) == 0
+    shown = capsys.readouterr().out
+    for part in ("120", "the column name is usual for text", "2 classes", "tokens", "headstart train reviews.csv"):
+        assert part in shown
+    assert main(["show", "pairs.csv", "--text", "sentence2", "--pair", "sentence1", "--label", "label", *model]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("named by you") == 3 and "--text sentence2 --pair sentence1 --label label" in shown
+    words = ["--test", "reviews.csv[:6]", "--validation", "reviews.csv[:4]", "--examples", "1", "--seed", "5", *model]
+    assert main(["show", "reviews.csv", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "4 rows with a text of train" in shown and "6 rows with a text of train" in shown
+    assert shown.count("drawn, row") == 1
+    assert main(["show", "reviews.csv", "--examples", "0", *model]) == 0
+    assert "the film was" not in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", str(here / "reviews.csv"), *model, "--html"]) == 0
+    assert capsys.readouterr().out == "Written: reviews.html\n"
+    assert main(["show", str(here / "reviews.csv"), *model, "--html", "other.html"]) == 0
+    assert Path("reviews.html").read_text(encoding="utf-8") == Path("other.html").read_text(encoding="utf-8")
+
+
+def test_show_tells_runs_and_sources_apart(here: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert main(["show", "runs/reviews-1"]) == 0
+    assert "The run: reviews-1" in capsys.readouterr().out
+    folder = here / "pairs-1"  # rows under the name of a run
+    folder.mkdir()
+    try:
+        (folder / "train.csv").write_text("text,label\na,0\nb,1\n", encoding="utf-8")
+        assert main(["show", "pairs-1"]) == 0
+        said = capsys.readouterr()
+        assert "The run: pairs-1" in said.out and "headstart show ./pairs-1" in said.err
+        assert main(["show", "./pairs-1"]) == 0
+        assert "The data: pairs-1" in capsys.readouterr().out
+    finally:
+        (folder / "train.csv").unlink()
+        folder.rmdir()
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -247,6 +289,15 @@ def test_evaluate_runs_and_show(here: Path, capsys: Captured) -> None:
         (["predict", "reviews-1", "--file", "reviews.csv", "--output", "reviews.csv"], "the file that is read"),
         (["show", "nothing"], "no run"),
         (["show", "reviws-1"], 'Did you mean "reviews-1"'),
+        (["show", "reviws.csv"], 'Did you mean "reviews.csv"'),
+        (["show", "runs"], "headstart runs runs"),
+        (["show", "reviews-1", "--label", "label", "--html"], "--label and --html have no effect"),
+        (["show", "reviews.csv", "--label", "lable"], '"label"'),
+        (["show", "reviews.csv", "--examples", "-1"], "0 or more"),
+        (["show", "reviews.csv", "--examples", "many"], "a whole number"),
+        (["show", "reviews.csv", "--html", "reviews.csv"], "ends in .html"),
+        (["show", "--html", "reviews.csv"], "SOURCE is missing"),
+        (["show", "reviews.csv", "--model", "./nowhere"], "no such model folder"),
         (["runs", "nowhere"], "no such folder"),
     ],
 )
@@ -276,12 +327,12 @@ def test_a_broken_file_is_explained(tmp_path: Path, content: bytes, part: str, c
 
 
 def test_a_fault_of_ours_is_told_apart(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    import headstart.cli.look
+    import headstart.display.runs
 
-    def fail(name: str) -> Any:
+    def fail(run_dir: Path) -> Any:
         raise ZeroDivisionError("made up")
 
-    monkeypatch.setattr(headstart.cli.look, "find_run", fail)
+    monkeypatch.setattr(headstart.display.runs, "show_run", fail)
     assert main(["show", "reviews-1"]) == 1
     error = capsys.readouterr().err
     assert "a fault of headstart: ZeroDivisionError: made up" in error and "Traceback" not in error

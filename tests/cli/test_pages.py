@@ -52,7 +52,7 @@ def test_every_key_of_an_option_is_in_the_recipe() -> None:
         (["train", "x.csv", "--batch-size", "2.5"], "a whole number"),
         (["train", "x.csv", "--epochs"], "--epochs has no value"),
         (["train", "x.csv", "y.csv"], '"y.csv" is one word too many'),
-        (["show"], "headstart show: RUN is missing."),
+        (["show"], "headstart show: SOURCE is missing."),
         (["evaluate", "runs/a-1"], "SOURCE is missing"),
         (["help", "trian"], 'Did you mean "train"?'),
         (["predict", "a", "b", "--txt", "c"], 'Did you mean "--text"?'),

@@ -43,6 +43,7 @@ class Option:
         default: as shown on the page; empty where there is none to show.
         kind: turns the text into the value.
         repeated: may be given several times.
+        alone: its value where it is given without one; None where it needs one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Option:
     default: str = ""
     kind: type = str
     repeated: bool = False
+    alone: str | None = None
 
     @property
     def attribute(self) -> str:
@@ -220,10 +222,32 @@ RUNS: Final = Command(
 
 SHOW: Final = Command(
     "show",
-    "show one run, or a study of several: data, training, scores, files",
-    (("headstart show runs/reviews-1", "also for a run that has not ended"),),
-    (Argument("RUN", "a run's folder, or its name in runs/"),),
-    {"Output": (_TRACEBACK,)},
+    "show a run, a study, or the data of a source",
+    (
+        ("headstart show reviews.csv", "columns, task, labels, lengths, findings and examples of a file"),
+        ("headstart show data/ --html", "the same as a page for the browser: data.html"),
+        ("headstart show runs/reviews-1", "data, training, scores and files of a run, also of one that has not ended"),
+    ),
+    (Argument("SOURCE", "a run's folder, or its name in runs/; or rows, from wherever train takes them"),),
+    {
+        "Data": (
+            Option("--test", "test rows", "SOURCE", default="the source's own"),
+            Option("--validation", "validation rows", "SOURCE", default="the source's own"),
+            *(Option(option.name, option.help, option.metavar, default=option.default) for option in _COLUMNS),
+            Option("--model", "whose tokens are counted", "NAME_OR_PATH", default="the embedded one, if installed"),
+            Option("--examples", "rows drawn, beside first, longest and shortest", "N", default="3; 0: none", kind=int),
+            Option("--seed", "decides which rows are drawn", "N", default="0", kind=int),
+        ),
+        "Output": (
+            Option("--html", "write a page", "[FILE]", default="NAME.html where no FILE follows", alone=""),
+            _TRACEBACK,
+        ),
+    },
+    (
+        _SOURCES,
+        "A folder that a training left is shown as a run, everything else as a source. Nothing is trained, and no row "
+        "leaves this machine. --examples 0 shows no text of any row.",
+    ),
 )
 
 DEMO: Final = Command(

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headstart.addresses import mask
-from headstart.errors import CheckpointError, RecipeError, suggest
-from headstart.runlog import RECIPE_FILE
+from headstart.cli.commands import SHOW
+from headstart.errors import CheckpointError, RecipeError, nearest_name, suggest
+from headstart.runlog import ENVIRONMENT_FILE, RECIPE_FILE, TASK_FILE
 
-__all__ = ["find_run", "read_settings", "run_evaluate", "run_runs", "run_show"]
+__all__ = ["find_run", "page_name", "read_settings", "run_evaluate", "run_runs", "run_show"]
 
 
 def find_run(name: str) -> Path:
@@ -108,21 +111,107 @@ def run_runs(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Show one run, or a study of several."""
+    """Show one run, a study of several, or the data of a source."""
     from headstart.display.runs import show_run
     from headstart.display.studies import show_study
     from headstart.study import Study, is_study
 
-    found = find_run(arguments.run)
-    if not is_study(found):
-        show_run(found)
+    run_dir = _run_of(arguments.source)
+    if run_dir is None:
+        return _show_source(arguments)
+    given = [option.name for option in SHOW.options if getattr(arguments, option.attribute) not in (None, False)]
+    given = [name for name in given if name != "--traceback"]
+    if given:
+        raise RecipeError(
+            f"{' and '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {run_dir} is a "
+            f"{'study' if is_study(run_dir) else 'run'}.",
+            "a source of rows, with these options.",
+            "Leave the options out, or name the file or folder that the run was trained on.",
+        )
+    if not is_study(run_dir):
+        show_run(run_dir)
         return 0
-    study = Study(found)
+    study = Study(run_dir)
     if not study.is_finished:
         raise CheckpointError(
-            f"{found}: {len(study.runs)} of its {len(study.plan)} runs are finished.",
+            f"{run_dir}: {len(study.runs)} of its {len(study.plan)} runs are finished.",
             "a study whose runs are all finished.",
-            f"Go on with it: headstart train --resume --run {found}; or show one of its runs.",
+            f"Go on with it: headstart train --resume --run {run_dir}; or show one of its runs.",
         )
-    show_study(study.scores, study_dir=found)
+    show_study(study.scores, study_dir=run_dir)
     return 0
+
+
+def _run_of(name: str) -> Path | None:
+    """Find the run that a name means; None where it means a source.
+
+    Raises:
+        CheckpointError: it is the name of neither, or the folder holds runs and is none.
+    """
+    path, named = Path(name).expanduser(), Path("runs") / name
+    if (path / RECIPE_FILE).exists():
+        return path
+    is_word = re.fullmatch(r"[^/\\:\[\]]+", name) is not None
+    if is_word and (named / RECIPE_FILE).exists():
+        if path.exists():
+            print(f"{named} is shown. The rows of {name}: headstart show ./{shlex.quote(name)}", file=sys.stderr)
+        return named
+    if is_word and not path.exists():
+        runs = [recipe.parent.name for recipe in Path("runs").glob(f"*/{RECIPE_FILE}")]
+        here = [entry.name for entry in Path().iterdir() if not entry.name.startswith(".")]
+        near = nearest_name(name, sorted({*runs, *here}))
+        raise CheckpointError(
+            f"{name}: no run of this name, and no file or folder.",
+            "a run's folder, or its name in runs/; or rows: a file, a folder, hub:NAME.",
+            f'Did you mean "{near}"?' if near else "Check the name; headstart runs lists the runs.",
+        )
+    if all((path / file).exists() for file in (TASK_FILE, ENVIRONMENT_FILE)):
+        return path  # a training was killed while it wrote its first files: the page of a run says what is not there
+    if path.is_dir() and any(path.glob(f"*/{RECIPE_FILE}")):
+        raise CheckpointError(
+            f"{path}: this folder holds runs.",
+            "a run, or a source of rows.",
+            f"List them: headstart runs {shlex.quote(name)}",
+        )
+    return None
+
+
+def _show_source(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from headstart.describing import describe_source
+    from headstart.display.source_page import check_page_path
+    from headstart.display.status import Status
+
+    page = Path(arguments.html).expanduser() if arguments.html else None
+    if page is not None:
+        check_page_path(page)
+    with Status(Console(stderr=True, quiet=not sys.stderr.isatty())) as status:
+        described = describe_source(
+            arguments.source,
+            validation=arguments.validation,
+            test=arguments.test,
+            text=arguments.text,
+            pair=arguments.pair,
+            label=arguments.label,
+            model=arguments.model,
+            examples=3 if arguments.examples is None else arguments.examples,
+            seed=arguments.seed or 0,
+            progress=status.say,
+        )
+    if arguments.html is None:
+        described.show()
+        return 0
+    print(f"Written: {described.write_html(page or Path(page_name(described.name)))}")
+    return 0
+
+
+def page_name(source: str) -> str:
+    """Name the page of a source after it.
+
+    Example:
+        >>> page_name("glue/mrpc")
+        'glue-mrpc.html'
+    """
+    name = re.sub(r"[^\w.-]+", "-", source).strip(".-")
+    return f"{name or 'data'}.html"

@@ -43,6 +43,8 @@ class _Parser(argparse.ArgumentParser):
                 self.add_argument(option.name, action="store_true")
             elif option.repeated:
                 self.add_argument(option.name, action="append", default=[])
+            elif option.alone is not None:
+                self.add_argument(option.name, nargs="?", const=option.alone, default=None)
             else:
                 self.add_argument(option.name, type=option.kind, default=None)
 

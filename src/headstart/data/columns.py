@@ -8,7 +8,7 @@ pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from headstart.errors import ColumnError, nearest_name, suggest
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Columns", "find_columns"]
+__all__ = ["Columns", "find_columns", "split_names"]
 
 ROLES = ("text", "pair", "label")
 PAIR_NAMES = (
@@ -160,7 +160,7 @@ def find_columns(
                 "A column that is there.",
                 suggest(name, list(kinds)),
             )
-    asked = {role: _split_names(name, kinds) for role, name in requested.items() if name}
+    asked = {role: split_names(name, kinds) for role, name in requested.items() if name}
     _check_requested(kinds, asked)
     found = {role: names[0] for role, names in asked.items()}
     reasons = dict.fromkeys(found, "named by you")
@@ -178,12 +178,12 @@ def find_columns(
     return Columns(found["text"], found.get("pair"), label, ordered)
 
 
-def _split_names(given: str | Sequence[str], kinds: Mapping[str, ColumnKind]) -> tuple[str, ...]:
+def split_names(given: str | Sequence[str], known: Collection[str]) -> tuple[str, ...]:
     """Take names apart that have commas between them, where that gives columns."""
     if not isinstance(given, str):
         return tuple(given)
     parts = tuple(part.strip() for part in given.split(","))
-    return parts if given not in kinds and len(parts) > 1 else (given,)
+    return parts if given not in known and len(parts) > 1 else (given,)
 
 
 def _check_requested(kinds: Mapping[str, ColumnKind], requested: Mapping[str, Sequence[str]]) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "KEY_WIDTH",
     "bar",
     "count",
+    "escape",
     "format_seconds",
     "key_value_grid",
     "level_text",
@@ -54,10 +55,16 @@ def plain(text: object, style: str = "") -> Text:
         >>> plain("[red]a\x1b[31m\nb").plain
         '[red]a\\x1b[31m\\nb'
     """
-    return Text(_escape(str(text)), style=style)
+    return Text(escape(str(text)), style=style)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    r"""Write out what a display would act on: control characters, line breaks, marks that turn the writing.
+
+    Example:
+        >>> escape("a\x1b[31m")
+        'a\\x1b[31m'
+    """
     # Categories: control, format (marks that turn the direction of writing), surrogate, line and paragraph separator.
     if text.isprintable():
         return text
@@ -76,7 +83,7 @@ def shorten(text: object, length: int) -> str:
         >>> shorten("a very long label", 9)
         'a very...'
     """
-    words = _escape(str(text))
+    words = escape(str(text))
     return words if len(words) <= length else words[: length - 3].rstrip() + "..."
 
 
