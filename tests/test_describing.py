@@ -173,6 +173,14 @@ def test_numbers_have_a_range_and_a_histogram() -> None:
     assert "0 to 5" in shown and "median 2.5" in shown and "━" in shown
 
 
+def test_infinite_numbers_count_as_missing() -> None:
+    found = describe_source([{"text": f"film {i}", "label": [0.5, 1.25, float("inf")][i % 3]} for i in range(9)])
+    assert found.labels is not None
+    assert (found.labels.missing, found.labels.numbers[0].high) == ((3,), 1.25)
+    found = describe_source([{"text": f"film {i}", "label": float("inf")} for i in range(9)])
+    assert found.labels is not None and found.labels.missing == (9,) and not found.labels.numbers
+
+
 def test_many_whole_numbers_are_drawn_as_numbers() -> None:
     found = describe_source([{"text": f"film {i}", "label": i} for i in range(300)])
     assert found.labels is not None and found.labels.numbers[0].high == 299

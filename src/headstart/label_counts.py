@@ -86,6 +86,8 @@ def _count_classes(tables: Mapping[str, datasets.Dataset], form: LabelForm) -> L
             return None
         if name != "train" and (labels.null_count == len(labels) or _is_hidden(labels)):
             continue
+        if pa.types.is_floating(labels.type):  # what is infinite can be neither learned nor drawn
+            labels = pc.if_else(pc.is_finite(labels), labels, pa.scalar(None, labels.type))
         missing.append(labels.null_count)
         values[name] = labels.drop_null()
     if not values:
@@ -160,9 +162,8 @@ def _is_number(labels: Any) -> bool:
 def _summarise(labels: Any, split: str, target: str) -> NumberSummary:
     kind = np.int64 if pa.types.is_integer(labels.type) else np.float64
     values = labels.cast(pa.from_numpy_dtype(kind)).to_numpy(zero_copy_only=False)
-    finite = values[np.isfinite(values)] if kind is np.float64 else values
-    low, high = finite.min().item(), finite.max().item()
-    return NumberSummary(split, target, low, finite.mean().item(), np.median(finite).item(), high, histogram_of(finite))
+    low, high = values.min().item(), values.max().item()
+    return NumberSummary(split, target, low, values.mean().item(), np.median(values).item(), high, histogram_of(values))
 
 
 def _in_order(counts: Mapping[str, Any], names: list[str] | None) -> list[str]:
