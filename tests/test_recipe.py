@@ -93,7 +93,7 @@ def test_all_faults_are_in_one_message_with_the_nearest_names() -> None:
         ("optim.warmup=3 minutes", "not minutes"),
         ("train.evaluate_every=0", "null switches it off"),
         ("train.time_limit=3 epochs", "is no time"),
-        ("output.log_to=[wandb]", "tensorboard"),
+        ("output.log_to=[wandbee]", "wandb"),
         ("train", "section.key=value"),
     ],
 )

@@ -36,7 +36,6 @@ from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, TASK_FILE
 from headstart.training.averaged_weights import AveragedWeights
 from headstart.training.device import (
     Device,
-    check_trackers,
     choose_device,
     count_processes,
     is_joined,
@@ -50,6 +49,7 @@ from headstart.training.optim import default_learning_rate
 from headstart.training.optimizer_classes import check_optimizer
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
+from headstart.training.trackers import Trackers, check_trackers
 
 __all__ = ["Plan", "choose_run_dir", "filled_recipe", "make_plan", "prepare_plan", "process_timeout_seconds"]
 
@@ -84,6 +84,7 @@ class Plan:
         state: where training stands.
         unfreezing: which parameters are trained in which step; None where all are in every step that ever are.
         averages: of the weights, once training has begun, where the recipe asks for them.
+        trackers: get the numbers of the run; None before the first step, and in a process that does not write.
     """
 
     recipe: Recipe
@@ -109,6 +110,7 @@ class Plan:
     state: TrainState = field(default_factory=TrainState)
     unfreezing: Unfreezing | None = None
     averages: AveragedWeights | None = None
+    trackers: Trackers | None = None
 
 
 def prepare_plan(

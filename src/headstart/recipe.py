@@ -492,7 +492,7 @@ class OutputSection(_Section):
     """Where the run folder goes (null: `runs/NAME-N`) and which trackers get the numbers."""
 
     run: str | None = None
-    log_to: list[Literal["tensorboard"]] = Field(default_factory=list)
+    log_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml"]] = Field(default_factory=list)
 
 
 class Recipe(BaseModel):

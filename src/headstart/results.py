@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from headstart.baselines import fit_baselines
-from headstart.errors import CheckpointError, HeadstartError
+from headstart.errors import CheckpointError, HeadstartError, HeadstartWarning
 from headstart.model_card import write_model_card
 from headstart.models.head import outputs_in_units
 from headstart.models.load import load_saved_classifier, save_classifier
@@ -45,6 +46,7 @@ from headstart.tasks import Regression, Task
 from headstart.training.averaged_weights import averages_of
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.device import is_joined
+from headstart.training.trackers import Trackers
 
 __all__ = ["write_results"]
 
@@ -95,6 +97,7 @@ def _write_results(plan: Plan, say: Report) -> None:
             scores["baselines"] = _score_baselines(plan, scored)
         _write_predictions(plan, task, scored, predictions)
         write_json(plan.run_dir / SCORES_FILE, scores)
+        _track_scores(plan, scores)
         card = write_model_card(plan.recipe, plan.derived, plan.summary, scores, task)
         # The card says that the run is finished: what it speaks of is on the disk before.
         folders = [MODEL_DIR, *([ADAPTER_DIR] if plan.loaded.adapted is not None else [])]
@@ -102,6 +105,33 @@ def _write_results(plan: Plan, say: Report) -> None:
             plan.run_dir / PREDICTIONS_FILE, *(path for name in folders for path in (plan.run_dir / name).iterdir())
         )
         write_text(plan.run_dir / CARD_FILE, card)
+
+
+def _track_scores(plan: Plan, scores: Mapping[str, Any]) -> None:
+    """Give the trackers the final scores with their intervals, and let them go."""
+    # Of a training that was asked to stop they are closed; the same runs go on.
+    trackers = plan.trackers or Trackers(plan.recipe.output.log_to, plan.run_dir, plan.recipe.model_dump())
+    plan.trackers = None
+    trackers.log(_flat_scores(scores), plan.state.step)
+    trackers.close()
+    for news in trackers.news():
+        warnings.warn(news, HeadstartWarning, stacklevel=2)
+
+
+def _flat_scores(scores: Mapping[str, Any], prefix: str = "final/") -> dict[str, float]:
+    """Write `scores.json` as one flat dict: final/test/accuracy, final/test/accuracy/low and .../high.
+
+    Example:
+        >>> _flat_scores({"test": {"f1": {"value": 0.5, "low": 0.4, "high": None}}})
+        {'final/test/f1': 0.5, 'final/test/f1/low': 0.4}
+    """
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            flat |= _flat_scores(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[prefix.rstrip("/") if name == "value" else f"{prefix}{name}"] = float(value)
+    return flat
 
 
 def _save_model(plan: Plan) -> Task:

@@ -35,11 +35,12 @@ from headstart.runlog import (
 )
 from headstart.training.allocator import keep_freed_memory
 from headstart.training.averaged_weights import AveragedWeights
-from headstart.training.device import Trackers, is_joined, join_processes, open_store, own_rank
+from headstart.training.device import is_joined, join_processes, open_store, own_rank
 from headstart.training.launch import Workers, environment_of, in_environment, start_workers
 from headstart.training.loop import train
 from headstart.training.schedules import PlateauRule, learning_rate_factor, schedule_numbers
 from headstart.training.state import Batch, LoopParts, LoopSettings, StepHooks, TrainState, UpdateGradients
+from headstart.training.trackers import Trackers
 
 __all__ = ["run_plan"]
 
@@ -75,10 +76,7 @@ def run_plan(plan: Plan) -> Iterator[Record]:
         whole_class = type(model)
         if plan.processes.shards:
             optimizer = shard_training(plan, model, optimizer)
-        trackers = Trackers(
-            plan.recipe.output.log_to if writer is not None else [], plan.run_dir, plan.recipe.model_dump()
-        )
-        stack.callback(trackers.close)
+        trackers = _open_trackers(plan, stack) if writer is not None else Trackers([], plan.run_dir, {})
         for warning in warnings:
             if writer is not None:
                 writer.log(warning)
@@ -95,6 +93,10 @@ def run_plan(plan: Plan) -> Iterator[Record]:
         )
         try:
             for record in records:
+                if isinstance(record, StopRecord):
+                    trackers.flush()
+                if not isinstance(record, CheckpointRecord):  # which stands in the log already; the stop comes last
+                    yield from _pass_news_on(trackers, record.step, writer)
                 if writer is not None:
                     writer.log(record)
                 _track(trackers, record)
@@ -104,6 +106,9 @@ def run_plan(plan: Plan) -> Iterator[Record]:
                 yield record
                 if isinstance(record, StopRecord) and record.reason == "non_finite":
                     raise _non_finite_error(plan, record)
+                if isinstance(record, StopRecord) and record.reason == "requested":
+                    trackers.close()  # scores may follow, or not: who asked to stop decides
+                    plan.trackers = None
             if plan.processes.shards:
                 whole = whole_class(plan.loaded.model.config)
                 whole.load_state_dict(whole_state(model, optimizer)[0])
@@ -290,6 +295,26 @@ def _evaluate(plan: Plan, model: torch.nn.Module) -> dict[str, float]:
     names = [*plan.scores, *([best] if best not in (None, "last", *plan.scores) else [])]
     # As the final scores: with what is chosen on these rows, such as thresholds.
     return plan.data.task.tune(predictions, targets).score(predictions, targets, [str(name) for name in names])
+
+
+def _open_trackers(plan: Plan, stack: contextlib.ExitStack) -> Trackers:
+    """Open the trackers. Where training comes to its end they stay open: the final scores follow."""
+    trackers = plan.trackers = Trackers(plan.recipe.output.log_to, plan.run_dir, plan.recipe.model_dump())
+
+    def close(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            trackers.close()
+
+    stack.push(close)
+    return trackers
+
+
+def _pass_news_on(trackers: Trackers, step: int, writer: RunWriter | None) -> Iterator[WarningRecord]:
+    for news in trackers.news():
+        warning = WarningRecord(step, "tracker", news, [])
+        if writer is not None:
+            writer.log(warning)
+        yield warning
 
 
 def _track(trackers: Trackers, record: Record) -> None:

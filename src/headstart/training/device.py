@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, threads, processes and trackers. The only place that imports accelerate.
+"""Where a run computes: device, precision, threads and processes. The only place that imports accelerate.
 
 May import layers 0 to 2. Every choice is a pure function of the machine and the recipe and is written into the run, so
 that a second start computes the same bits.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.util
 import itertools
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Device",
-    "Trackers",
     "choose_device",
     "count_processes",
     "describe_environment",
@@ -39,6 +37,7 @@ __all__ = [
     "is_sharded",
     "join_processes",
     "library_versions",
+    "make_tracker",
     "open_store",
     "own_rank",
     "shard_model",
@@ -332,57 +331,18 @@ def send_to_device(batch: Any, device: torch.device) -> Any:
     return send(batch, device)
 
 
-class Trackers:
-    """Hands the numbers of a run to trackers (TensorBoard) through accelerate.
+def make_tracker(name: str, folder: Path) -> Any:
+    """Make an `accelerate.Accelerator` that hands numbers to one tracker; nothing is opened yet.
 
     Args:
-        names: as in `output.log_to`.
-        run_dir: files of the trackers go to its folder `trackers`.
-        config: the recipe's values, shown beside the curves.
-
-    Raises:
-        RecipeError: a tracker's package is missing (the message has the install line).
+        name: as accelerate calls it.
+        folder: for its files, where it takes one.
     """
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
 
-    def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._accelerator: Any = None
-        if not names:
-            return
-        check_trackers(names)
-        from accelerate import Accelerator
-        from accelerate.utils import ProjectConfiguration
-
-        project = ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "trackers"))
-        self._accelerator = Accelerator(log_with=list(names), project_config=project)
-        flat = {
-            f"{section}.{key}": value if isinstance(value, int | float | str | bool) else str(value)
-            for section, values in config.items()
-            for key, value in values.items()
-            if value is not None
-        }
-        self._accelerator.init_trackers("", config=flat)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Record named numbers at a step (optimizer updates made so far)."""
-        if self._accelerator is not None:
-            self._accelerator.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
-            self._accelerator = None
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise where the package of a tracker is missing, before anything is written."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise RecipeError(
-                f'output.log_to names "{name}", but its package is not installed.',
-                f"the package {name}.",
-                f"Run: pip install 'headstart[{name}]', or remove it from output.log_to.",
-            )
+    project = ProjectConfiguration(project_dir=str(folder.parent), logging_dir=str(folder))
+    return Accelerator(log_with=[name], project_config=project)
 
 
 def library_versions() -> dict[str, str]:
