@@ -6,7 +6,7 @@ Layer 5; may import everything but the doors.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -83,13 +83,14 @@ class Preparation:
         """Train, yielding a record of every event; leaving the iteration stops without saving."""
         yield from run_plan(self._plan)
 
-    def finish(self, progress: Report | None = None) -> Run:
+    def finish(self, progress: Report | None = None, tell: Callable[[str], None] | None = None) -> Run:
         """Save and score the model and write what a run folder holds at the end.
 
         Args:
             progress: gets what is done now, and how many of the rows are done.
+            tell: gets what trackers say that failed since the last record; None makes it a `HeadstartWarning`.
         """
-        write_results(self._plan, progress)
+        write_results(self._plan, progress, tell)
         return Run(self._plan.run_dir)
 
 
@@ -269,7 +270,7 @@ def named_settings(**given: Any) -> dict[str, Any]:
 
 
 def train_watched(
-    preparation: Preparation, console: Console, *, ends_process: bool
+    preparation: Preparation, console: Console, *, ends_process: bool, tell: Callable[[str], None] | None = None
 ) -> tuple[Run | None, StopRecord | None]:
     """Train and score with a bar, or lines, and let signals stop it after a step.
 
@@ -277,6 +278,7 @@ def train_watched(
         preparation: of the training.
         console: where the progress is shown.
         ends_process: see `Interruption`.
+        tell: gets what trackers said at the end; None warns.
 
     Returns:
         The finished run, None in a process that another one started; and the record of the end.
@@ -298,7 +300,7 @@ def train_watched(
             return None, stop  # process 0, which started this one, does the rest alone
         try:
             with Status(console) as status:
-                return preparation.finish(status.say), stop
+                return preparation.finish(status.say, tell), stop
         except Stopped:
             console.print()
             raise

@@ -14,7 +14,8 @@ Holds the exception tree, the three-part message and nearest-name suggestions. I
         ├── NonFiniteError               a loss or gradient is NaN or infinite
         └── ProcessLostError             one of several processes has ended or does not answer
 
-    HeadstartWarning     (UserWarning)   rows are cut or left out while predicting; an older name is read
+    HeadstartWarning     (UserWarning)   rows are cut or left out while predicting; an older name is read;
+                                         a tracker fails after the last record of a run
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class ProcessLostError(TrainingError):
 
 
 class HeadstartWarning(UserWarning):
-    """Issued where rows are used otherwise than they stand there (cut, or left out), or an older name is read."""
+    """Issued where rows are cut or left out, an older name is read, or a tracker fails after a run's last record."""
 
 
 def nearest_name(name: str, available: Iterable[str]) -> str | None:

@@ -53,7 +53,7 @@ __all__ = ["write_results"]
 Scores = dict[str, dict[str, float | None]]
 
 
-def write_results(plan: Plan, progress: Report | None = None) -> None:
+def write_results(plan: Plan, progress: Report | None = None, tell: Callable[[str], None] | None = None) -> None:
     """Save the model, score it, and write everything that a run folder holds at the end.
 
     Of several processes, number 0 does this, with the machine to itself; the others wait for it.
@@ -61,13 +61,14 @@ def write_results(plan: Plan, progress: Report | None = None) -> None:
     Args:
         plan: of a training that ended.
         progress: gets what is done now, and how many of the rows are done.
+        tell: gets what the trackers say that failed since the last record; None warns of it.
     """
     if plan.processes.rank:
         plan.processes.wait_for("finished")
         return
     say: Report = progress or (lambda text, done, total: None)
     try:
-        _write_results(plan, say)
+        _write_results(plan, say, tell or _warn)
     except (OSError, SafetensorError) as error:
         if isinstance(error, HeadstartError):
             raise
@@ -81,7 +82,11 @@ def write_results(plan: Plan, progress: Report | None = None) -> None:
         plan.processes.announce("finished", until_seen=True)
 
 
-def _write_results(plan: Plan, say: Report) -> None:
+def _warn(message: str) -> None:
+    warnings.warn(message, HeadstartWarning, stacklevel=5)  # of whoever finishes the run
+
+
+def _write_results(plan: Plan, say: Report, tell: Callable[[str], None]) -> None:
     with RunLock(plan.run_dir):
         say("saving the model", 0, 0)
         task = _save_model(plan)
@@ -97,7 +102,7 @@ def _write_results(plan: Plan, say: Report) -> None:
             scores["baselines"] = _score_baselines(plan, scored)
         _write_predictions(plan, task, scored, predictions)
         write_json(plan.run_dir / SCORES_FILE, scores)
-        _track_scores(plan, scores)
+        _track_scores(plan, scores, tell)
         card = write_model_card(plan.recipe, plan.derived, plan.summary, scores, task)
         # The card says that the run is finished: what it speaks of is on the disk before.
         folders = [MODEL_DIR, *([ADAPTER_DIR] if plan.loaded.adapted is not None else [])]
@@ -107,7 +112,7 @@ def _write_results(plan: Plan, say: Report) -> None:
         write_text(plan.run_dir / CARD_FILE, card)
 
 
-def _track_scores(plan: Plan, scores: Mapping[str, Any]) -> None:
+def _track_scores(plan: Plan, scores: Mapping[str, Any], tell: Callable[[str], None]) -> None:
     """Give the trackers the final scores with their intervals, and let them go."""
     # Of a training that was asked to stop they are closed; the same runs go on.
     trackers = plan.trackers or Trackers(plan.recipe.output.log_to, plan.run_dir, plan.recipe.model_dump())
@@ -115,7 +120,7 @@ def _track_scores(plan: Plan, scores: Mapping[str, Any]) -> None:
     trackers.log(_flat_scores(scores), plan.state.step)
     trackers.close()
     for news in trackers.news():
-        warnings.warn(news, HeadstartWarning, stacklevel=2)
+        tell(news)
 
 
 def _flat_scores(scores: Mapping[str, Any], prefix: str = "final/") -> dict[str, float]:

@@ -47,6 +47,7 @@ class MadeUpTraining:
         self.summary, self.requests, self.run_dir = SUMMARY, set[str](), Path("runs/a b")
         self.given: dict[str, Any] = {}
         self.is_finished = False
+        self.remark = ""
         self.in_prepare: Callable[[], None] = lambda: None
         self.in_step: Callable[[int], None] = lambda step: None
         self.in_finish: Callable[[], None] = lambda: None
@@ -67,8 +68,10 @@ class MadeUpTraining:
         yield CheckpointRecord(step, f"checkpoints/step-{step:06d}", False)
         yield StopRecord(step, reason, f"at step {step}", 0.1 * step)  # type: ignore[arg-type]
 
-    def finish(self, progress: Report) -> Any:
+    def finish(self, progress: Report, tell: Callable[[str], None] | None = None) -> Any:
         progress("scoring the saved model", 0, 0)
+        if tell is not None and self.remark:
+            tell(self.remark)
         self.in_finish()
         self.is_finished = True
         return SimpleNamespace(
@@ -209,6 +212,13 @@ def test_only_what_is_given_reaches_the_recipe(training: MadeUpTraining) -> None
     assert training.given["source"] == "a.csv" and training.given["recipe_file"] == "r.yaml"
     assert training.given["values"] == {"train.epochs": 2.0, "data.limit": "10%"}
     assert training.given["settings"] == ["a.b=1", "c.d=2"] and training.given["debug"] is True
+
+
+def test_what_a_tracker_says_at_the_end_is_printed(training: MadeUpTraining, capsys: Captured) -> None:
+    training.remark = "a tracker gets no more numbers"
+    assert main(["train", "reviews.csv", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "a tracker gets no more numbers" in said.err and json.loads(said.out)["run_dir"] == "runs/a b"
 
 
 def test_json_is_one_object_and_quiet_shows_the_result_alone(training: MadeUpTraining, capsys: Captured) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from headstart.errors import CheckpointError, ColumnError, DataError, LabelError, RecipeError
 from headstart.lightning import TaskDataModule, TaskModule, fast_precision, trainer_settings
@@ -73,6 +73,9 @@ MATTERS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({"model.unfreeze_every": "1 epoch"}, {}, {}, "BaseFinetuning"),
     ({"optim.schedule": "plateau"}, {}, {}, "ReduceLROnPlateau"),
     ({"output.log_to": ["tensorboard"]}, {"logger": CSVLogger("logs")}, {}, "TensorBoardLogger"),
+    ({"output.log_to": ["wandb"]}, {"logger": TensorBoardLogger("logs")}, {}, "WandbLogger"),
+    ({"output.log_to": ["tensorboard", "mlflow"]}, {"logger": TensorBoardLogger("logs")}, {}, "MLFlowLogger"),
+    ({"output.log_to": ["trackio"]}, {"logger": TensorBoardLogger("logs")}, {}, "leave it out"),
 ]
 HAS_NO_ARGUMENT = {"train.device", "train.processes", "train.process_timeout", "train.on_non_finite", "output.log_to",
                    "train.tokens_per_batch", "train.fast", "train.ema", "model.unfreeze_every",
@@ -88,6 +91,16 @@ def test_what_the_trainer_decides_is_compared(
     assert argument in str(caught.value)
     if not setting.keys() & HAS_NO_ARGUMENT:
         check_trainer(setting, make_trainer(**same))
+
+
+def test_the_trackers_of_a_recipe_are_the_loggers_of_a_trainer(make_trainer: Make) -> None:
+    class WandbLogger(CSVLogger):
+        """Stands in for Lightning's, which needs the library."""
+
+    loggers = [TensorBoardLogger("logs"), WandbLogger("logs")]
+    check_trainer({"output.log_to": ["tensorboard", "wandb"]}, make_trainer(logger=loggers))
+    with pytest.raises(RecipeError, match=r"logger=\[TensorBoardLogger\(\.\.\.\), WandbLogger"):
+        check_trainer({"output.log_to": ["tensorboard", "wandb"]}, make_trainer(logger=loggers[0]))
 
 
 def test_all_differences_stand_in_one_message(make_rows: Make, make_trainer: Make, tiny_model_dir: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +162,19 @@ def test_comet_offline(settings: Settings, tmp_path: Path) -> None:
     assert [m["metricValue"] for m in metrics if m["metricName"] == "final/validation/accuracy"] == [accuracy]
     parameters = [m["payload"]["param"] for m in messages if m["type"] == "parameter_msg"]
     assert {"train.max_steps": 4}.items() <= {p["paramName"]: p["paramValue"] for p in parameters}.items()
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_logs(settings: Settings, tmp_path: Path, tiny_csv: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = [f"--set={key}={value}" for key, value in settings.items() if not key.startswith(("data.", "model."))]
+    command = [sys.executable, "-m", "headstart", "train", str(tiny_csv), *words, "--processes", "2", "--quiet"]
+    command += ["--model", settings["model.checkpoint"], "--set=output.log_to=[tensorboard]", "--run"]
+    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "run" / "trackers").glob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(file))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in accumulator.Scalars("final/validation/accuracy/low")] == [4]

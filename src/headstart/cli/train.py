@@ -163,9 +163,12 @@ def _train(
     if ask and not is_joined() and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
         return 0
     try:
-        run, stop = train_watched(preparation, console, ends_process=True)
+        remarks: list[str] = []
+        run, stop = train_watched(preparation, console, ends_process=True, tell=remarks.append)
         if run is None:
             return 0
+        for remark in remarks:
+            print(remark, file=sys.stderr)
     except Stopped as stopped:
         if is_first:
             run_dir = shlex.quote(str(preparation.run_dir))

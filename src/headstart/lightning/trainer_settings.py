@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from headstart.errors import RecipeError, join_faults
 from headstart.lightning.given import Given
@@ -32,6 +31,14 @@ _OF_THE_TASK_MODULE = (
 )
 _REFUSED = ("model.lora", "train.gradient_checkpointing", "train.compile")
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"32-true": "fp32", "bf16-mixed": "bf16"}
+# A tracker's name to Lightning's class; Lightning has none for Trackio.
+_LOGGERS = {
+    "tensorboard": "TensorBoardLogger",
+    "wandb": "WandbLogger",
+    "mlflow": "MLFlowLogger",
+    "comet_ml": "CometLogger",
+    "trackio": "",
+}
 
 
 def fast_precision() -> Literal["32-true", "bf16-mixed"]:
@@ -231,6 +238,18 @@ def _seconds(interval: Any) -> float | None:
     return interval.total_seconds() if isinstance(interval, timedelta) else interval
 
 
+def _logger_names(trainer: Trainer) -> set[str]:
+    """Name the classes of the loggers, and those that they are made from."""
+    return {each.__name__ for logger in trainer.loggers for each in type(logger).__mro__}
+
+
+def _logger_argument(value: list[str]) -> str:
+    if "trackio" in value:
+        return "Lightning has no logger for trackio: leave it out"
+    named = [f"{_LOGGERS[name]}(...)" for name in value]
+    return f"Trainer(logger={named[0] if len(named) == 1 else '[' + ', '.join(named) + ']'})"
+
+
 def _stops_after(value: str, trainer: Trainer) -> bool:
     wanted = timedelta(minutes=parse_duration(value).number).total_seconds()
     return any(isinstance(callback, Timer) and callback._duration == wanted for callback in _callbacks(trainer))
@@ -297,8 +316,8 @@ _MATTERS: dict[str, _Matter] = {
         lambda value: f"Trainer(gradient_clip_val={value}), or leave gradient_clip_val out",
     ),
     "output.log_to": (
-        lambda value, trainer: any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers),
-        lambda value: "Trainer(logger=TensorBoardLogger(...))",
+        lambda value, trainer: {_LOGGERS[name] for name in value} <= _logger_names(trainer),
+        _logger_argument,
     ),
 }
 _LENGTHS = ("train.epochs", "train.max_steps", "train.evaluate_every", "train.save_every", "train.keep", "train.best",

@@ -226,7 +226,7 @@ class _Tracker:
 def _project(name: str) -> str:
     """Name the project (MLflow: experiment) that runs stand in, as the tracker's own variable says."""
     variables = {"wandb": "WANDB_PROJECT", "mlflow": "MLFLOW_EXPERIMENT_NAME", "comet_ml": "COMET_PROJECT_NAME"}
-    return os.environ.get(variables.get(name, "TRACKIO_PROJECT")) or PROJECT
+    return os.environ.get(variables.get(name, "")) or PROJECT
 
 
 def _read_runs(folder: Path) -> dict[str, Any]:
@@ -255,7 +255,8 @@ Settled = tuple[dict[str, Any], list[str]]
 def _settle_wandb(folder: Path, run_name: str, former: dict[str, str] | None, stack: contextlib.ExitStack) -> Settled:
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off", init_timeout=30)  # what is printed belongs to the progress
+    # What is printed belongs to the progress, and what is sent is what the run logs, not its code.
+    settings = wandb.Settings(silent=True, console="off", disable_code=True, init_timeout=30)
     given: dict[str, Any] = {"dir": str(folder.parent), "name": run_name, "settings": settings}
     if former is not None:
         given |= {"id": former["id"], "resume": "allow"}
