@@ -83,7 +83,7 @@ def write_results(plan: Plan, progress: Report | None = None, tell: Callable[[st
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, HeadstartWarning, stacklevel=5)  # of whoever finishes the run
+    warnings.warn(message, HeadstartWarning, stacklevel=6)  # of whoever finishes the run
 
 
 def _write_results(plan: Plan, say: Report, tell: Callable[[str], None]) -> None:

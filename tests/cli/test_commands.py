@@ -235,7 +235,10 @@ def test_show_of_a_source_passes_its_options_on(
     assert main(["show", "reviews.csv", *words]) == 0
     shown = capsys.readouterr().out
     assert "4 rows with a text of train" in shown and "6 rows with a text of train" in shown
-    assert shown.count("drawn, row") == 1
+    assert shown.count("drawn, row") == 1 and tiny_model_dir.name in shown.replace("\n", "").replace(" ", "")
+    words[words.index("5")] = "6"
+    assert main(["show", "reviews.csv", *words]) == 0
+    assert capsys.readouterr().out != shown
     assert main(["show", "reviews.csv", "--examples", "0", *model]) == 0
     assert "the film was" not in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)

@@ -119,7 +119,7 @@ def test_a_tracker_that_fails_is_said_once_and_costs_nothing(
     assert isinstance(records[-1], StopRecord) and records[-1].reason == "done"
     assert list(read_log(tmp_path / "run")) == records
     assert preparation.finish().scores["validation"]
-    assert len(made[0].logged) == after
+    assert len(made[0].logged) == after and made[0].ended
 
 
 def test_a_tracker_that_fails_at_the_end_is_a_warning(settings: Settings, tmp_path: Path, fake: Any) -> None:

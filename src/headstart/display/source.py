@@ -129,7 +129,7 @@ def _describe_table(description: SourceDescription) -> list[tuple[str, Renderabl
         ("rows", rows_grid(splits, "lr")),
         ("columns", rows_grid(columns)),
         ("taken as", rows_grid(chosen)),
-        ("task", rows_grid([(task, plain(description.task_reason, FAINT))])),
+        ("task", Text.assemble(task, "   ", plain(description.task_reason, FAINT))),
     ]
 
 

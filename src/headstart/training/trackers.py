@@ -200,6 +200,8 @@ class _Tracker:
             except BaseException as error:  # the thread's top: whatever a library raises, also SystemExit, ends here
                 first = (str(error).strip().splitlines() or [""])[0]
                 self._fail(f"{type(error).__name__}: {first}"[:300])
+                with contextlib.suppress(BaseException):  # what it has can still be finished; nobody waits for it
+                    self._accelerator.end_training()
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         former = _read_runs(self._folder).get(self._name)
@@ -208,7 +210,7 @@ class _Tracker:
         settings, remarks = settle(self._folder / self._name, self._run_name, former, stack) if settle else ({}, [])
         for remark in remarks:
             self._news.put(remark)
-        # A setting that was written is not written again where it could not change (MLflow) or would stand there twice.
+        # The recipe is not written again where it cannot change (MLflow) or would stand there twice (TensorBoard).
         config = self._config if former is None or self._name not in ("mlflow", "tensorboard") else None
         project = "" if self._name == "tensorboard" else _project(self._name)
         if self._name == "trackio":
