@@ -169,6 +169,7 @@ def test_numbers_have_a_range_and_a_histogram() -> None:
     (numbers,) = found.labels.numbers
     assert (numbers.low, numbers.high, numbers.median) == (0.0, 5.0, 2.5)
     assert sum(numbers.histogram.counts) == 51 and not found.labels.classes
+    assert numbers.histogram.edges[-1] == 5.0  # the largest has no bin of its own
     shown = drawn(found)
     assert "0 to 5" in shown and "median 2.5" in shown and "━" in shown
 

@@ -68,7 +68,7 @@ def count_in_bins(values: NDArray[Any], max_bins: int = 36) -> tuple[NDArray[Any
 
     Returns:
         The edges, shape (bins + 1,), and the numbers in each bin, shape (bins,). A bin holds what is not below its
-        first edge and below its second.
+        first edge and below its second; of fractions, the last one holds its second, too.
 
     Example:
         >>> edges, counts = count_in_bins(np.array([1, 1, 2, 5]))
@@ -87,21 +87,26 @@ def count_in_bins(values: NDArray[Any], max_bins: int = 36) -> tuple[NDArray[Any
         top = high
     width = _round_up((top - low + (1 if whole else 0)) / max_bins)
     width = max(1, math.ceil(width)) if whole else width
-    first = math.floor(low / width)
-    last = math.floor(top / width) + 1
+    first, last = _bins(low, top, width, whole)
     while last - first > max_bins:  # where the edges are round, one bin more may be needed
         width = _round_up(width * 1.5)
-        first, last = math.floor(low / width), math.floor(top / width) + 1
+        first, last = _bins(low, top, width, whole)
     numbers = np.arange(first, last + 1)
     # A quotient, where the width is a fraction: 3 / 5 is the number that 0.6 is written as, 3 * 0.2 is not.
-    edges = numbers * width if width >= 1 else numbers / round(1 / width)
+    edges: NDArray[Any] = numbers * width if width >= 1 else numbers / round(1 / width)
     if whole:
         edges = edges.astype(np.int64)
         edges[0] = max(edges[0], low)
-    if high >= edges[-1]:
+    if high > edges[-1] or (whole and high == edges[-1]):
         edges = np.append(edges, high + 1 if whole else np.nextafter(high, np.inf))
     places = np.searchsorted(edges, values, side="right") - 1
     return edges, np.bincount(np.clip(places, 0, len(edges) - 2), minlength=len(edges) - 1).astype(np.int64)
+
+
+def _bins(low: float, top: float, width: float, whole: bool) -> tuple[int, int]:
+    """Number the first bin and the one after the last; the largest fraction may lie on the last edge."""
+    first = math.floor(low / width)
+    return first, max(first + 1, math.floor(top / width) + 1 if whole else math.ceil(top / width - 1e-9))
 
 
 def _round_up(width: float) -> float:

@@ -85,7 +85,7 @@ class Histogram:
 
     Args:
         edges: first and last number of each bin, one more than there are bins. A bin holds what is not below its first
-            edge and below its second.
+            edge and below its second; of fractions, the last one holds its second, too.
         counts: numbers in each bin.
         is_whole: whether all numbers are whole.
     """
