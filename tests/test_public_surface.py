@@ -10,10 +10,10 @@ from headstart.runlog import CheckpointRecord, EvaluationRecord, StepRecord, Sto
 
 NAMES = (
     "AdamW CheckpointError DataError EncodedRows HeadstartError HeadstartWarning ModelError PlannedBatches "
-    "Prediction Recipe RecipeError Run SourceDescription Study Trainer TrainingArguments TrainingError build_optimizer "
-    "build_schedule collate_tokens cross_validate describe_source encode_rows evaluate finetune finetune_seeds "
-    "iterate_updates last_checkpoint learning_rate_factor list_runs load load_checkpoint load_dataset load_metric "
-    "plan_batches prepare_loader read_source resolve_checkpoint save_checkpoint score speed_up tokenize_table"
+    "Prediction Recipe RecipeError Run SourceDescription Study Trainer TrainingArguments TrainingError Tuning "
+    "build_optimizer build_schedule collate_tokens cross_validate describe_source encode_rows evaluate finetune "
+    "finetune_seeds iterate_updates last_checkpoint learning_rate_factor list_runs load load_checkpoint load_dataset "
+    "load_metric plan_batches prepare_loader read_source resolve_checkpoint save_checkpoint score speed_up tokenize_table tune"
 )
 RECIPE = {
     "task": "name labels ordinal delimiter threshold",
@@ -45,6 +45,9 @@ OPTIONS = {
     "evaluate": "--text --pair --label --set --json --traceback",
     "runs": "--traceback",
     "show": "--test --validation --text --pair --label --model --examples --seed --html --traceback",
+    "tune": "--trials --search --workers --test --validation --text --pair --label --limit --max-length --task --model "
+    "--epochs --batch-size --learning-rate --seed --recipe --set --run --resume --debug --yes --quiet --json "
+    "--traceback",
 }
 FILES = (
     "recipe.yaml task.json environment.json data.json log.jsonl log.discarded.jsonl scores.json predictions.parquet "

@@ -97,6 +97,8 @@ if TYPE_CHECKING:
     from headstart.training.optim import build_optimizer as build_optimizer
     from headstart.training.schedules import build_schedule as build_schedule
     from headstart.training.schedules import learning_rate_factor as learning_rate_factor
+    from headstart.tuning import Tuning as Tuning
+    from headstart.tuning_search import tune as tune
 
 # headstart's own names and their modules; "" where the name is a module itself.
 _HOME = {
@@ -136,6 +138,8 @@ _HOME = {
     "Study": "study",
     "cross_validate": "study_training",
     "finetune_seeds": "study_training",
+    "Tuning": "tuning",
+    "tune": "tuning_search",
     "load_checkpoint": "training.checkpoint",
     "save_checkpoint": "training.checkpoint",
     "last_checkpoint": "training.checkpoint",

@@ -26,7 +26,7 @@ from headstart.errors import (
 )
 from headstart.recipe import Recipe, build_recipe
 from headstart.run_files import read_json
-from headstart.runlog import MODEL_DIR, RECIPE_FILE, SCORES_FILE, STUDY_FILE, TASK_FILE
+from headstart.runlog import MODEL_DIR, RECIPE_FILE, SCORES_FILE, STUDY_FILE, TASK_FILE, TUNING_FILE
 
 if TYPE_CHECKING:
     import datasets
@@ -93,6 +93,12 @@ class Run:
                 f"{self.run_dir} is a study of several runs.",
                 "one run.",
                 f"Name one of those in it, or open it whole: headstart.Study({str(self.run_dir)!r}).",
+            )
+        if (self.run_dir / TUNING_FILE).exists():
+            raise CheckpointError(
+                f"{self.run_dir} is a search of several trials.",
+                "one run.",
+                f"Name one of those in it, or take the best: headstart.Tuning({str(self.run_dir)!r}).best",
             )
         if not (self.run_dir / RECIPE_FILE).exists():
             raise CheckpointError(

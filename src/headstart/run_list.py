@@ -13,7 +13,16 @@ from pathlib import Path
 from headstart.errors import HeadstartError
 from headstart.recipe import build_recipe
 from headstart.run_files import read_json
-from headstart.runlog import DATA_FILE, RECIPE_FILE, SCORES_FILE, STUDY_FILE, StepRecord, StopRecord, read_log
+from headstart.runlog import (
+    DATA_FILE,
+    RECIPE_FILE,
+    SCORES_FILE,
+    STUDY_FILE,
+    TUNING_FILE,
+    StepRecord,
+    StopRecord,
+    read_log,
+)
 
 __all__ = ["RunEntry", "list_runs"]
 
@@ -55,7 +64,7 @@ def list_runs(root: str | Path = "runs") -> list[RunEntry]:
     from headstart.metrics import higher_is_better
 
     root = Path(root)
-    if (root / RECIPE_FILE).exists() and not (root / STUDY_FILE).exists():
+    if (root / RECIPE_FILE).exists() and not any((root / name).exists() for name in (STUDY_FILE, TUNING_FILE)):
         entries = [_entry_or_broken(root, root.name)]
     else:
         entries = [_entry_or_broken(folder, name) for folder, name in _folders(root)]
@@ -70,10 +79,12 @@ def list_runs(root: str | Path = "runs") -> list[RunEntry]:
 
 
 def _folders(root: Path, prefix: str = "") -> Iterator[tuple[Path, str]]:
-    """Find run folders and their names; those of a study have its name before theirs."""
+    """Find run folders and their names; those of a study, and the best of a search, have its name before theirs."""
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if (folder / STUDY_FILE).exists():
+        if (folder / STUDY_FILE).exists() or (folder / TUNING_FILE).exists():
             yield from _folders(folder, f"{prefix}{folder.name}/")
+        elif (root / TUNING_FILE).exists() and not (folder / SCORES_FILE).exists():
+            continue
         elif (folder / RECIPE_FILE).exists():
             yield folder, prefix + folder.name
 

@@ -48,6 +48,7 @@ __all__ = [
     "SCORES_FILE",
     "STUDY_FILE",
     "TASK_FILE",
+    "TUNING_FILE",
     "CheckpointRecord",
     "EvaluationRecord",
     "Record",
@@ -79,6 +80,7 @@ CHECKPOINTS_DIR = "checkpoints"
 NON_FINITE_DIR = "non_finite"
 LOCK_FILE = ".lock"
 STUDY_FILE = "study.json"
+TUNING_FILE = "tuning.json"
 
 _TAIL_BLOCK_BYTES = 65536
 _RESTORE_LOG = (

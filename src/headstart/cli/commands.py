@@ -164,6 +164,46 @@ TRAIN: Final = Command(
     ),
 )
 
+TUNE: Final = Command(
+    "tune",
+    "search for better settings by a score of the validation rows",
+    (
+        ("headstart tune reviews.csv", "20 trials of learning rate, batch size, epochs and warm-up"),
+        ("headstart tune reviews.csv --search optim.learning_rate=1e-5..1e-3", "this alone, by its logarithm"),
+        ("headstart tune reviews.csv --search model.dropout=0,0.1,0.2 --trials 9", "one of these"),
+        ("headstart tune --resume --run runs/reviews-tune-1", "go on; or take part, beside a process that is at it"),
+    ),
+    (Argument("SOURCE", "where the training rows come from; may stand in the recipe instead", "?"),),
+    {
+        "Search": (
+            Option("--trials", "trainings in all; some are pruned", "N", default="20", kind=int),
+            Option("--search", "what is tried; see above", "SECTION.KEY=LOW..HIGH|A,B", repeated=True),
+            Option("--workers", "processes that share the trials", "N", default="1", kind=int),
+        ),
+        "Data": TRAIN.groups["Data"],
+        "Training": tuple(
+            option for option in TRAIN.groups["Training"] if option.key and option.key != "train.processes"
+        ),
+        "Recipe and run": (
+            Option("--recipe", "a YAML file with settings", "FILE"),
+            Option("--set", "any other setting; see docs/recipe.md", "SECTION.KEY=VALUE", repeated=True),
+            Option("--run", "folder of the search", "DIR", "output.run", "runs/NAME-tune-N"),
+            Option("--resume", "go on with the search in --run, or take part in it"),
+            Option("--debug", "run everything on a handful of rows, in seconds"),
+        ),
+        "Output": TRAIN.groups["Output"],
+    },
+    (
+        "The first trial has the recipe's own values. A trial whose score is below the median of the others at the "
+        "same share of its training is pruned. Trials never read the test rows; the best one is scored on them at the "
+        "end. Needs: pip install 'headstart[search]'.",
+        "Without --search the learning rate is tried within a factor of 4, half and twice the batch size, one epoch "
+        "less to two more, and a warm-up or none, around what train would take. What you set is not searched.",
+        _SOURCES,
+        "Ctrl-C finishes the step, saves, and prints the command that goes on; a second Ctrl-C leaves at once.",
+    ),
+)
+
 PREDICT: Final = Command(
     "predict",
     "predict texts with a finished run",
@@ -266,7 +306,7 @@ DEMO: Final = Command(
 )
 
 COMMANDS: Final[dict[str, Command]] = {
-    command.name: command for command in (DEMO, TRAIN, PREDICT, EVALUATE, RUNS, SHOW)
+    command.name: command for command in (DEMO, TRAIN, TUNE, PREDICT, EVALUATE, RUNS, SHOW)
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from headstart.addresses import mask
 from headstart.cli.commands import SHOW
 from headstart.errors import CheckpointError, RecipeError, nearest_name, suggest
-from headstart.runlog import ENVIRONMENT_FILE, RECIPE_FILE, TASK_FILE
+from headstart.runlog import ENVIRONMENT_FILE, RECIPE_FILE, TASK_FILE, TUNING_FILE
 
 __all__ = ["find_run", "page_name", "read_settings", "run_evaluate", "run_runs", "run_show"]
 
@@ -111,7 +111,7 @@ def run_runs(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """Show one run, a study of several, or the data of a source."""
+    """Show one run, a study of several, a search, or the data of a source."""
     from headstart.display.runs import show_run
     from headstart.display.studies import show_study
     from headstart.study import Study, is_study
@@ -121,13 +121,20 @@ def run_show(arguments: argparse.Namespace) -> int:
         return _show_source(arguments)
     given = [option.name for option in SHOW.options if getattr(arguments, option.attribute) not in (None, False)]
     given = [name for name in given if name != "--traceback"]
+    is_search = (run_dir / TUNING_FILE).exists()
     if given:
+        kind = "search" if is_search else "study" if is_study(run_dir) else "run"
         raise RecipeError(
-            f"{' and '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {run_dir} is a "
-            f"{'study' if is_study(run_dir) else 'run'}.",
+            f"{' and '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {run_dir} is a {kind}.",
             "a source of rows, with these options.",
             "Leave the options out, or name the file or folder that the run was trained on.",
         )
+    if is_search:
+        from headstart.tuning import Tuning
+        from headstart.tuning_search import show_found
+
+        show_found(Tuning(run_dir))
+        return 0
     if not is_study(run_dir):
         show_run(run_dir)
         return 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from headstart.api import Run
 
-__all__ = ["run_demo", "run_train"]
+__all__ = ["goes_on", "run_demo", "run_train"]
 
 DEMO_SETTINGS: Final = {"data.limit": 4000, "train.epochs": 1}
 DEMO_EXAMPLES = 3
@@ -103,7 +103,7 @@ def _run_study(console: Console, arguments: argparse.Namespace) -> int:
         console.print(f" {training.num_runs} runs of this plan, one after the other: {training.names}", markup=False)
         console.print()
     wants_answer = not (arguments.yes or arguments.quiet or arguments.json or arguments.resume)
-    if wants_answer and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
+    if wants_answer and sys.stdin.isatty() and sys.stdout.isatty() and not goes_on(console):
         return 0
     try:
         study = train_study(training, console, ends_process=True)
@@ -160,7 +160,7 @@ def _train(
         return (load(finished.run_dir), finished.seconds) if is_first else 0
     if not console.quiet:
         show_plan(preparation.summary, console)
-    if ask and not is_joined() and sys.stdin.isatty() and sys.stdout.isatty() and not _goes_on(console):
+    if ask and not is_joined() and sys.stdin.isatty() and sys.stdout.isatty() and not goes_on(console):
         return 0
     try:
         remarks: list[str] = []
@@ -177,7 +177,8 @@ def _train(
     return (run, stop.seconds if stop is not None else 0.0) if is_first else 0
 
 
-def _goes_on(console: Console) -> bool:
+def goes_on(console: Console) -> bool:
+    """Ask at the terminal whether to begin."""
     from rich.text import Text
 
     try:
