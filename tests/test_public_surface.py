@@ -13,7 +13,8 @@ NAMES = (
     "Prediction Recipe RecipeError Run SourceDescription Study Trainer TrainingArguments TrainingError Tuning "
     "build_optimizer build_schedule collate_tokens cross_validate describe_source encode_rows evaluate finetune "
     "finetune_seeds iterate_updates last_checkpoint learning_rate_factor list_runs load load_checkpoint load_dataset "
-    "load_metric plan_batches prepare_loader read_source resolve_checkpoint save_checkpoint score speed_up tokenize_table tune"
+    "load_metric plan_batches prepare_loader read_source resolve_checkpoint save_checkpoint score speed_up "
+    "tokenize_table tune"
 )
 RECIPE = {
     "task": "name labels ordinal delimiter threshold",
