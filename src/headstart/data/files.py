@@ -179,7 +179,7 @@ def text_of(file: DataFile, options: ReadOptions, *, may_be_empty: bool = False)
     fault = decode_fault(file.open, encoding)
     if fault is not None:
         raise _encoding_error(file, scan) if scan.bom is None else _undecodable(file, encoding, fault)
-    how = "says its byte order mark" if scan.bom else "guessed: the one encoding in which its words make sense"
+    how = "says its byte order mark" if scan.bom else "a guess; another one: --set data.encoding=NAME"
     return _transcoded(file, scan, encoding, [f"{file.name}: read as {encoding} ({how})"], set())
 
 
