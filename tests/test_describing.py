@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from headstart import SourceDescription, describe_source
+from headstart.cli.main import main
 from headstart.data.lengths import count_in_bins, measure_texts
 from headstart.display.description import Histogram
 from headstart.errors import ColumnError, DataError, ModelError, RecipeError
@@ -245,6 +246,19 @@ def test_several_numbers_a_row_have_a_range_each() -> None:
     ]
     for shown in (drawn(found), Page(found.to_html()).text):
         assert "train, price" in shown and "train, rooms" in shown
+
+
+def test_a_source_is_read_as_the_options_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "films.csv"
+    path.write_bytes("text;label\ncafé;a\nthé;b\n".encode("cp1252"))
+    assert main(["show", str(path)]) == 2
+    assert "--set data.encoding=cp1252" in "".join(capsys.readouterr().err.split("\n"))
+    assert main(["show", str(path), "--set", "data.encoding=cp1252"]) == 0
+    assert "café" in capsys.readouterr().out
+    assert main(["show", str(path), "--set", "data.encoding=cp1252", "--set", "data.sheet=2"]) == 2
+    assert "data.sheet has no effect" in " ".join(capsys.readouterr().err.split())
+    assert main(["show", str(path), "--set", "train.epochs=2"]) == 2
+    assert "has no effect on a page about data" in " ".join(capsys.readouterr().err.split())
 
 
 def test_findings_come_with_row_numbers_and_do_not_raise(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ OPTIONS = {
     "predict": "--file --text --pair --set --output --probabilities --batch-size --traceback",
     "evaluate": "--text --pair --label --set --json --traceback",
     "runs": "--traceback",
-    "show": "--test --validation --text --pair --label --model --examples --seed --html --traceback",
+    "show": "--test --validation --text --pair --label --model --set --examples --seed --html --traceback",
     "tune": "--trials --search --workers --test --validation --text --pair --label --limit --max-length --task --model "
     "--epochs --batch-size --learning-rate --seed --recipe --set --run --resume --debug --yes --quiet --json "
     "--traceback",

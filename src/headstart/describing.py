@@ -36,6 +36,7 @@ from headstart.display.description import (
 )
 from headstart.errors import ColumnError, LabelError, RecipeError
 from headstart.label_counts import describe_labels, histogram_of
+from headstart.read_options import ReadOptions, refuse_without_effect
 from headstart.reading import name_splits, only_split
 from headstart.records import Report
 
@@ -86,6 +87,7 @@ def describe_source(
     model: str | None = None,
     examples: int = 3,
     seed: int = 0,
+    reading: Mapping[str, Any] | None = None,
     progress: Report | None = None,
 ) -> SourceDescription:
     """Look at rows as a training would, without training: nothing is written, and what is wrong is said, not raised.
@@ -103,6 +105,7 @@ def describe_source(
             installed, else words and characters stand alone.
         examples: rows drawn, beside the first, the longest and the shortest; 0 shows no row at all.
         seed: decides which rows are drawn.
+        reading: options of how sources are read (`encoding`, `delimiter`, `header`, `sheet`, `query`), as in a recipe.
         progress: gets what is done now, and how many of the rows are done.
 
     Returns:
@@ -111,7 +114,7 @@ def describe_source(
     Raises:
         DataError: a source cannot be read, or a column that is named is not there.
         ModelError: the model that is named cannot be found.
-        RecipeError: the number of examples is negative.
+        RecipeError: the number of examples is negative, or an option of `reading` has no effect.
 
     Example:
         >>> rows = [{"text": f"film {number}", "label": ["bad", "good"][number % 2]} for number in range(8)]
@@ -123,7 +126,7 @@ def describe_source(
         raise RecipeError(f"The number of examples is {examples}.", "0 or more.", "Give 0 to see no row.")
     say: Report = progress or (lambda text, done, total: None)
     named = str(source) if isinstance(source, str | os.PathLike) else ""
-    name, splits, looked = _read(source, validation, test, say)
+    name, splits, looked = _read(source, validation, test, reading or {}, say)
     first = next(iter(looked.tables))
     table = looked.tables[first]
     say("looking at the columns", 0, 0)
@@ -152,16 +155,21 @@ def describe_source(
     )
 
 
-def _read(source: Any, validation: Any, test: Any, say: Report) -> tuple[str, tuple[SplitDescription, ...], _Looked]:
+def _read(
+    source: Any, validation: Any, test: Any, reading: Mapping[str, Any], say: Report
+) -> tuple[str, tuple[SplitDescription, ...], _Looked]:
     """Read the splits of the source, and those that are named beside it."""
     say("reading", 0, 0)
     whole, in_files = name_splits(source, validation=validation, test=test)
-    read = read_source(whole)
+    read = read_source(whole, must_apply=False, **reading)
+    applied, names = set(read.applied), [read.name]
     tables, origins, fingerprints = dict(read.splits), dict(read.origin), dict(read.fingerprint)
     looked = _Looked({}, notes=list(read.notes))
     for key, spec in in_files.items():
         split = key.partition(".")[2]
-        other = read_source(spec, split_hint=split)
+        other = read_source(spec, split_hint=split, must_apply=False, **reading)
+        applied |= other.applied
+        names.append(other.name)
         chosen = only_split(other, split)
         if split in tables:
             if len(tables) == 1:
@@ -172,6 +180,7 @@ def _read(source: Any, validation: Any, test: Any, say: Report) -> tuple[str, tu
         tables[split], origins[split] = other.splits[chosen], other.origin[chosen]
         fingerprints[split] = other.fingerprint[chosen]
         looked.notes += other.notes
+    refuse_without_effect(ReadOptions(**reading), frozenset(applied), names)
     order = [name for name in SPLITS if name in tables]
     looked.tables = {name: tables[name] for name in order}
     splits = [SplitDescription(name, len(tables[name]), origins[name], fingerprints[name]) for name in order]

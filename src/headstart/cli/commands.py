@@ -94,9 +94,10 @@ _COLUMNS: Final = (
     Option("--pair", "column of the second text of a pair", "COL", "data.columns.pair", "found by looking"),
     Option("--label", "column of the label; several with commas", "COL", "data.columns.label", "found by looking"),
 )
+_HOW_READ: Final = ": encoding, delimiter, header, sheet, query"
 _READING: Final = Option(
     "--set",
-    "how the source is read, where it is not as in training: encoding, delimiter, header, sheet, query",
+    f"how the source is read, where it is not as in training{_HOW_READ}",
     "data.KEY=VALUE",
     repeated=True,
 )
@@ -275,6 +276,7 @@ SHOW: Final = Command(
             Option("--validation", "validation rows", "SOURCE", default="the source's own"),
             *(Option(option.name, option.help, option.metavar, default=option.default) for option in _COLUMNS),
             Option("--model", "whose tokens are counted", "NAME_OR_PATH", default="the embedded one, if installed"),
+            Option("--set", f"how the source is read{_HOW_READ}", _READING.metavar, repeated=True),
             Option("--examples", "rows drawn, beside first, longest and shortest", "N", default="3; 0: none", kind=int),
             Option("--seed", "decides which rows are drawn", "N", default="0", kind=int),
         ),

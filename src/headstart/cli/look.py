@@ -44,11 +44,15 @@ def find_run(name: str) -> Path:
     return path
 
 
-def read_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+def read_settings(settings: Sequence[str] | None, *, on: str = "a run that is finished") -> dict[str, Any]:
     """Take the options of reading from `--set data.KEY=VALUE`.
 
+    Args:
+        settings: texts.
+        on: what any other setting has no effect on.
+
     Raises:
-        RecipeError: another setting is named; it would have no effect on a finished run.
+        RecipeError: another setting is named.
     """
     from headstart.read_options import READ_OPTIONS
     from headstart.recipe import build_recipe
@@ -58,7 +62,7 @@ def read_settings(settings: Sequence[str] | None) -> dict[str, Any]:
         key = setting.partition("=")[0].strip()
         if key not in known:
             raise RecipeError(
-                f"--set {key}: has no effect on a run that is finished.",
+                f"--set {key}: has no effect on {on}.",
                 "an option of how the source is read.",
                 suggest(key, known),
             )
@@ -119,7 +123,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     run_dir = _run_of(arguments.source)
     if run_dir is None:
         return _show_source(arguments)
-    given = [option.name for option in SHOW.options if getattr(arguments, option.attribute) not in (None, False)]
+    given = [option.name for option in SHOW.options if getattr(arguments, option.attribute) not in (None, False, [])]
     given = [name for name in given if name != "--traceback"]
     is_search = (run_dir / TUNING_FILE).exists()
     if given:
@@ -204,6 +208,7 @@ def _show_source(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             examples=3 if arguments.examples is None else arguments.examples,
             seed=arguments.seed or 0,
+            reading=read_settings(arguments.set, on="a page about data"),
             progress=status.say,
         )
     if arguments.html is None:
