@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,3 +200,56 @@ def test_a_score_of_probabilities_needs_them() -> None:
         headstart.score([0, 1], [0, 1], ["accuracy", "roc_auc"])
     with pytest.raises(RecipeError, match="unknown"):
         headstart.score([0, 1], [0, 1], ["acuracy"])
+
+
+def test_several_labels_a_row_score_as_scikit_learn_has_them() -> None:
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(size=(60, 3)), draw.integers(0, 2, size=(60, 3))
+    probabilities = 1 / (1 + np.exp(-logits))
+    for given in (logits, torch.tensor(probabilities)):
+        found = headstart.score(given, labels, ["f1_micro", "exact_match"], task="multi_label_classification")
+        expected = sklearn.metrics.f1_score(labels, probabilities >= 0.5, average="micro")
+        assert found["f1_micro"]["value"] == pytest.approx(expected)
+        assert found["f1_micro"]["low"] < expected < found["f1_micro"]["high"]  # type: ignore[operator]
+    own = headstart.score(
+        probabilities, labels, "f1_micro", task="multi_label_classification", threshold=[0.2, 0.5, 0.9]
+    )
+    expected = sklearn.metrics.f1_score(labels, probabilities >= [0.2, 0.5, 0.9], average="micro")
+    assert own["f1_micro"]["value"] == pytest.approx(expected)
+    labels[:30] = -1
+    half = headstart.score(probabilities, labels, "f1_micro", task="multi_label_classification")
+    assert half["f1_micro"]["value"] == pytest.approx(
+        sklearn.metrics.f1_score(labels[30:], probabilities[30:] >= 0.5, average="micro")
+    )
+
+
+def test_numbers_score_as_scikit_learn_has_them() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.normal(size=40)
+    predicted = labels + draw.normal(size=40)
+    for given in (predicted, torch.tensor(predicted)[:, None]):
+        found = headstart.score(given, labels, ["mae", "pearson"], task="regression")
+        assert found["mae"]["value"] == pytest.approx(sklearn.metrics.mean_absolute_error(labels, predicted), rel=1e-6)
+        assert found["pearson"]["value"] == pytest.approx(np.corrcoef(labels, predicted)[0, 1], rel=1e-6)
+    labels[:10] = np.nan
+    left = headstart.score(predicted, labels, "mae", task="regression")
+    assert left["mae"]["value"] == pytest.approx(np.abs(labels[10:] - predicted[10:]).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "options", "message"),
+    [
+        ([0.5], [[1, 0]], {"task": "multi_label_classification"}, r"shape \(1,\) and labels of shape \(1, 2\)"),
+        ([[0.5, 0.5]], [[1, 2]], {"task": "multi_label_classification"}, "labels of 1, 0"),
+        ([1.0, 2.0], [1.0], {"task": "regression"}, "numbers of one shape"),
+        ([], [], {"task": "regression"}, "at least one row"),
+        ([1.0], [1.0], {"task": "regresion"}, 'Did you mean "regression"'),
+        ([0], [0], {"threshold": 0.2}, "threshold has no effect"),
+        ([1.0], [1.0], {"task": "regression", "names": ["accuracy"]}, "accuracy"),
+    ],
+)
+def test_what_cannot_be_scored_of_other_tasks_is_told(
+    predictions: Any, labels: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(headstart.HeadstartError, match=message):
+        headstart.score(predictions, labels, **options)

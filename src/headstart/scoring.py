@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.errors import DataError, RecipeError
-from headstart.metrics import resolve_scores, score_intervals
+from headstart.data.labels import CLASSIFICATION, MULTI_LABEL, REGRESSION
+from headstart.errors import DataError, RecipeError, suggest
+from headstart.metrics import multi_label_intervals, regression_intervals, resolve_scores, score_intervals
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,6 +68,8 @@ def score(
     labels: Any,
     names: Sequence[str] | None = None,
     *,
+    task: str = CLASSIFICATION,
+    threshold: float | Sequence[float] = 0.5,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, float | None]]:
@@ -75,10 +78,14 @@ def score(
     Args:
         predictions: probabilities or logits of each class, shape (N, K), or predicted classes, shape (N,); arrays,
             tensors or lists. Rows of numbers from 0 to 1 that all sum to 1 (to the rounding of their type) are
-            probabilities, any others logits.
-        labels: class index of each row, shape (N,); rows with -1 are left out.
+            probabilities, any others logits. Of several labels a row: probabilities or logits of each label, shape
+            (N, K). Of numbers: shape (N,) or (N, K).
+        labels: class index of each row, shape (N,); rows with -1 are left out. Of several labels a row: 1, 0 and -1,
+            shape (N, K). Of numbers: as the predictions, NaN where there is none.
         names: of scores, or "glue/mrpc" for a set; None takes those of a recipe without `evaluate.scores`, of
             predicted classes those that need no probabilities.
+        task: "sequence_classification", "multi_label_classification" or "regression".
+        threshold: of several labels a row: the probability from which a label is given, one for all or for each.
         confidence: share of the interval, between 0 and 1.
         seed: of the resampling.
 
@@ -87,20 +94,36 @@ def score(
 
     Raises:
         DataError: the shapes do not fit, or a label is no class.
-        RecipeError: a name is unknown; `confidence` is no share; or a score of probabilities is asked for, and there
+        RecipeError: a name or the task is unknown; `confidence` is no share; or a score of probabilities is asked for, and there
             are none.
 
     Example:
         >>> score([0, 1, 1, 0], [0, 1, 0, 0], ["accuracy"])["accuracy"]["value"]
         0.75
+        >>> score([[2.0, -1.0], [0.5, 3.0]], [[1, 0], [0, 1]], ["f1_micro"], task="multi_label_classification")[
+        ...     "f1_micro"
+        ... ]["value"]
+        0.8
+        >>> score([1.5, 2.0], [1.0, 2.0], ["mae"], task="regression")["mae"]["value"]
+        0.25
 
     Relations: `headstart.evaluate.load("accuracy")` gives the number alone, as the library evaluate does.
     """
     names = [names] if isinstance(names, str) else names
     if not 0 < confidence < 1:
         raise RecipeError(f"score: confidence is {confidence}.", "a share between 0 and 1.", "Write confidence=0.95.")
+    if task not in (CLASSIFICATION, MULTI_LABEL, REGRESSION):
+        raise RecipeError(
+            f'score: the task "{task}" is unknown.', suggest(task, (CLASSIFICATION, MULTI_LABEL, REGRESSION))
+        )
+    if task != MULTI_LABEL and threshold != 0.5:
+        raise RecipeError("score: threshold has no effect.", f'task="{MULTI_LABEL}".', "Leave it out.")
     rounding = _rounding(predictions)
     given, targets = _to_array(predictions), _to_array(labels)
+    if task == MULTI_LABEL:
+        return _score_label_sets(given, targets, names, threshold, confidence=confidence, seed=seed)
+    if task == REGRESSION:
+        return _score_numbers(given, targets, names, confidence=confidence, seed=seed)
     if given.ndim not in (1, 2) or targets.ndim != 1 or len(given) != len(targets) or not len(given):
         raise DataError(
             f"score: predictions of shape {given.shape} and labels of shape {targets.shape}.",
@@ -143,6 +166,61 @@ def score(
         probabilities[labelled].astype(np.float32),
         confidence=confidence,
         seed=seed,
+    )
+    return _without_undefined(scores)
+
+
+def _score_label_sets(
+    given: np.ndarray,
+    targets: np.ndarray,
+    names: Sequence[str] | None,
+    threshold: float | Sequence[float],
+    *,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, float | None]]:
+    if given.ndim != 2 or given.shape != targets.shape or not given.size or not np.isin(targets, (-1, 0, 1)).all():
+        raise DataError(
+            f"score: predictions of shape {given.shape} and labels of shape {targets.shape}.",
+            "both of shape (N, K), at least one row, and labels of 1, 0 and, where that is not known, -1.",
+            "Give a column for each label.",
+        )
+    thresholds = np.broadcast_to(np.asarray(threshold, dtype=np.float64), given.shape[1:])
+    chosen = resolve_scores(names, given.shape[1], None, "classes")
+    is_probability = bool((given >= 0).all() and (given <= 1).all())
+    probabilities = given if is_probability else 1 / (1 + np.exp(-given.astype(np.float64)))
+    known = (targets >= 0).any(axis=1)
+    scores = multi_label_intervals(
+        chosen,
+        targets[known].astype(np.int8),
+        probabilities[known].astype(np.float32),
+        thresholds,
+        confidence=confidence,
+        seed=seed,
+    )
+    return _without_undefined(scores)
+
+
+def _score_numbers(
+    given: np.ndarray, targets: np.ndarray, names: Sequence[str] | None, *, confidence: float, seed: int
+) -> dict[str, dict[str, float | None]]:
+    # A model with one output gives (N, 1) where labels are (N,).
+    columns = [
+        values.reshape(len(values), -1) if values.ndim in (1, 2) and len(values) else None
+        for values in (given, targets)
+    ]
+    predicted, numbers = columns
+    if predicted is None or numbers is None or predicted.shape != numbers.shape:
+        raise DataError(
+            f"score: predictions of shape {given.shape} and labels of shape {targets.shape}.",
+            "numbers of one shape, (N,) or (N, K), and at least one row.",
+            "Give one number a label.",
+        )
+    chosen = resolve_scores(names, numbers.shape[1], None, "number")
+    numbers = numbers.astype(np.float64)
+    known = ~np.isnan(numbers).all(axis=1)
+    scores = regression_intervals(
+        chosen, numbers[known], predicted[known].astype(np.float32), confidence=confidence, seed=seed
     )
     return _without_undefined(scores)
 

@@ -245,6 +245,7 @@ def reaped() -> Iterator[list[Forked]]:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_worker_ends_the_run_with_a_checkpoint_of_its_last_step(
     how: signal.Signals, settings: Settings, alone: Callable[..., Path], tmp_path: Path, reaped: list[Forked]
@@ -512,6 +513,7 @@ FSDP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"train.batch_size": 3, "train.accumulation": 1, "optim.name": "sgd"}])
 def test_a_sharded_model_is_the_same_model(
     changes: Settings, settings: Settings, alone: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
