@@ -206,8 +206,8 @@ def test_several_labels_a_row_score_as_scikit_learn_has_them() -> None:
     draw = np.random.default_rng(0)
     logits, labels = draw.normal(size=(60, 3)), draw.integers(0, 2, size=(60, 3))
     probabilities = 1 / (1 + np.exp(-logits))
-    for given in (logits, torch.tensor(probabilities)):
-        found = headstart.score(given, labels, ["f1_micro", "exact_match"], task="multi_label_classification")
+    for predictions in (logits, torch.tensor(probabilities)):
+        found = headstart.score(predictions, labels, ["f1_micro", "exact_match"], task="multi_label_classification")
         expected = sklearn.metrics.f1_score(labels, probabilities >= 0.5, average="micro")
         assert found["f1_micro"]["value"] == pytest.approx(expected)
         assert found["f1_micro"]["low"] < expected < found["f1_micro"]["high"]  # type: ignore[operator]
@@ -227,8 +227,8 @@ def test_numbers_score_as_scikit_learn_has_them() -> None:
     draw = np.random.default_rng(0)
     labels = draw.normal(size=40)
     predicted = labels + draw.normal(size=40)
-    for given in (predicted, torch.tensor(predicted)[:, None]):
-        found = headstart.score(given, labels, ["mae", "pearson"], task="regression")
+    for predictions in (predicted, torch.tensor(predicted)[:, None]):
+        found = headstart.score(predictions, labels, ["mae", "pearson"], task="regression")
         assert found["mae"]["value"] == pytest.approx(sklearn.metrics.mean_absolute_error(labels, predicted), rel=1e-6)
         assert found["pearson"]["value"] == pytest.approx(np.corrcoef(labels, predicted)[0, 1], rel=1e-6)
     labels[:10] = np.nan
