@@ -94,8 +94,8 @@ def score(
 
     Raises:
         DataError: the shapes do not fit, or a label is no class.
-        RecipeError: a name or the task is unknown; `confidence` is no share; or a score of probabilities is asked for, and there
-            are none.
+        RecipeError: a name or the task is unknown; `confidence` is no share; or a score of probabilities is asked for,
+            and there are none.
 
     Example:
         >>> score([0, 1, 1, 0], [0, 1, 0, 0], ["accuracy"])["accuracy"]["value"]
