@@ -5,7 +5,7 @@ May import layers 0 to 2. Legend: `B` rows of a batch, `T` tokens, `K` labels, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, final
 
@@ -21,29 +21,25 @@ from headstart.data.labels import (
     label_name,
     read_label_sets,
 )
-from headstart.data.tokens import Tokens
 from headstart.errors import LabelError, RecipeError
 from headstart.metrics import ScoreKind, multi_label_intervals, multi_label_scores, tune_thresholds
-from headstart.tasks.interface import Batch, Mode
+from headstart.tasks.interface import Batch
 from headstart.tasks.losses import PLAIN, Objective, binary_cross_entropy
 from headstart.tasks.texts import (
     Columns,
+    WholeTexts,
     array_of_lists,
     check_version,
-    collate_texts,
     columns_from_dict,
     columns_of,
     columns_to_dict,
-    encode_texts,
     objective_numbers,
-    run_model,
     weights_by_name,
 )
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerFast
 
     from headstart.recipe import OptimSection
 
@@ -55,7 +51,7 @@ DEFAULT_THRESHOLD: Final = 0.5
 
 @final
 @dataclass(frozen=True)
-class MultiLabelClassification:
+class MultiLabelClassification(WholeTexts):
     """Any number of labels a row, out of K.
 
     Args:
@@ -163,17 +159,6 @@ class MultiLabelClassification:
             weights = weights_by_name(optim.class_weights, self.label_names)
         return replace(self, objective=Objective(weights, **objective_numbers(optim)))
 
-    def encode(
-        self,
-        table: datasets.Dataset,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        max_length: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> Tokens:
-        """Tokenise a table's texts; one feature a row."""
-        return encode_texts(table, (self.text, self.pair), tokenizer, max_length=max_length, progress=progress)
-
     def targets(self, table: datasets.Dataset) -> np.ndarray:
         """Say which labels each row has: int8 of shape (N, K), 1, 0, or -1 where that is not known.
 
@@ -229,25 +214,6 @@ class MultiLabelClassification:
         """Count the rows that have each label."""
         counts = (targets == 1).sum(axis=0)
         return [(name, int(count)) for name, count in zip(self.label_names, counts, strict=True)]
-
-    def collate(
-        self,
-        tokens: Tokens,
-        rows: np.ndarray,
-        targets: np.ndarray | None,
-        pad_token_id: int,
-        weights: np.ndarray | None = None,
-    ) -> Batch:
-        """Put rows into tensors padded to the longest of them; see `collate_texts`."""
-        return collate_texts(tokens, rows, targets, pad_token_id, weights)
-
-    def count(self, batch: Batch) -> int:
-        """Count the targets: one a row."""
-        return int(batch["labels"].shape[0])
-
-    def run(self, model: torch.nn.Module, batch: Batch, mode: Mode) -> Any:
-        """Run the forward pass without labels; the same for training and prediction."""
-        return run_model(model, batch)
 
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Sum over rows the mean cross-entropy of their labels, in float32."""

@@ -7,7 +7,7 @@ The model learns numbers of mean 0 and deviation 1, whatever the units of the so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, final
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from headstart.data.labels import REGRESSION, find_labels, read_numbers
-from headstart.data.tokens import Tokens
 from headstart.errors import LabelError, RecipeError
 from headstart.metrics import ScoreKind, regression_intervals, regression_scores
 from headstart.models.head import outputs_in_full_precision
@@ -23,19 +22,16 @@ from headstart.tasks.interface import Batch, Mode
 from headstart.tasks.losses import squared_error
 from headstart.tasks.texts import (
     Columns,
+    WholeTexts,
     check_version,
-    collate_texts,
     columns_from_dict,
     columns_of,
     columns_to_dict,
-    encode_texts,
-    run_model,
 )
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerFast
 
     from headstart.recipe import OptimSection
 
@@ -47,7 +43,7 @@ _NUM_STRATA: Final = 10
 
 @final
 @dataclass(frozen=True)
-class Regression:
+class Regression(WholeTexts):
     """K numbers a row.
 
     Args:
@@ -130,17 +126,6 @@ class Regression:
         """Give the task of a model whose outputs are in the units of the source already."""
         return replace(self, center=(0.0,) * len(self.names), scale=(1.0,) * len(self.names))
 
-    def encode(
-        self,
-        table: datasets.Dataset,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        max_length: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> Tokens:
-        """Tokenise a table's texts; one feature a row."""
-        return encode_texts(table, (self.text, self.pair), tokenizer, max_length=max_length, progress=progress)
-
     def targets(self, table: datasets.Dataset) -> np.ndarray:
         """Give the numbers of each row in the units of the source, float32 of shape (N, K); NaN where there is none.
 
@@ -183,27 +168,12 @@ class Regression:
             described.append((name, text + (f", missing in {missing:,} rows" if missing else "")))
         return described
 
-    def collate(
-        self,
-        tokens: Tokens,
-        rows: np.ndarray,
-        targets: np.ndarray | None,
-        pad_token_id: int,
-        weights: np.ndarray | None = None,
-    ) -> Batch:
-        """Put rows into tensors padded to the longest of them; see `collate_texts`."""
-        return collate_texts(tokens, rows, targets, pad_token_id, weights)
-
-    def count(self, batch: Batch) -> int:
-        """Count the targets: one a row."""
-        return int(batch["labels"].shape[0])
-
     def run(self, model: torch.nn.Module, batch: Batch, mode: Mode) -> Any:
         """Run the forward pass without labels; to predict, its last layer computes in float32."""
         if mode == "train":
-            return run_model(model, batch)
+            return super().run(model, batch, mode)
         with outputs_in_full_precision(model, len(self.names)):
-            return run_model(model, batch)
+            return super().run(model, batch, mode)
 
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Sum over rows the mean squared error in units of the deviation, in float32."""

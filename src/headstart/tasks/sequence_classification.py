@@ -5,7 +5,7 @@ May import layers 0 to 2. Legend: `B` rows of a batch, `T` tokens, `K` classes, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, final
 
@@ -13,29 +13,25 @@ import numpy as np
 import torch
 
 from headstart.data.labels import CLASSIFICATION, LabelValue, find_labels, label_name, order_labels, read_probabilities
-from headstart.data.tokens import Tokens
 from headstart.errors import LabelError, RecipeError
 from headstart.metrics import ScoreKind, compute_scores, score_intervals
-from headstart.tasks.interface import Batch, Mode
+from headstart.tasks.interface import Batch
 from headstart.tasks.losses import PLAIN, Objective, cross_entropy, ordinal_targets
 from headstart.tasks.texts import (
     Columns,
+    WholeTexts,
     array_of_lists,
     check_version,
-    collate_texts,
     columns_from_dict,
     columns_of,
     columns_to_dict,
-    encode_texts,
     objective_numbers,
-    run_model,
     weights_by_name,
 )
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerFast
 
     from headstart.recipe import OptimSection
 
@@ -49,7 +45,7 @@ MAX_STORED_PROBABILITIES: Final = 20
 
 @final
 @dataclass(frozen=True)
-class SequenceClassification:
+class SequenceClassification(WholeTexts):
     """One label a row, out of K classes.
 
     Args:
@@ -181,17 +177,6 @@ class SequenceClassification:
             )
         return replace(self, objective=Objective(weights, **objective_numbers(optim)))
 
-    def encode(
-        self,
-        table: datasets.Dataset,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        max_length: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> Tokens:
-        """Tokenise a table's texts; one feature a row."""
-        return encode_texts(table, (self.text, self.pair), tokenizer, max_length=max_length, progress=progress)
-
     def targets(self, table: datasets.Dataset) -> np.ndarray:
         """Give the class of each row, or the probabilities of all classes.
 
@@ -258,25 +243,6 @@ class SequenceClassification:
         classes = _classes_of(targets)
         counts = np.bincount(classes[classes >= 0], minlength=len(self.values))
         return [(name, int(count)) for name, count in zip(self.label_names, counts, strict=True)]
-
-    def collate(
-        self,
-        tokens: Tokens,
-        rows: np.ndarray,
-        targets: np.ndarray | None,
-        pad_token_id: int,
-        weights: np.ndarray | None = None,
-    ) -> Batch:
-        """Put rows into tensors padded to the longest of them; see `collate_texts`."""
-        return collate_texts(tokens, rows, targets, pad_token_id, weights)
-
-    def count(self, batch: Batch) -> int:
-        """Count the targets: one a row."""
-        return int(batch["labels"].shape[0])
-
-    def run(self, model: torch.nn.Module, batch: Batch, mode: Mode) -> Any:
-        """Run the forward pass without labels; the same for training and prediction."""
-        return run_model(model, batch)
 
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Sum the cross-entropy over the rows, in float32."""

@@ -14,7 +14,7 @@ import torch
 from headstart.data.collate import collate_tokens
 from headstart.data.tokens import Tokens, tokenize_table
 from headstart.errors import CheckpointError, RecipeError, suggest
-from headstart.tasks.interface import Batch
+from headstart.tasks.interface import Batch, Mode
 
 if TYPE_CHECKING:
     import datasets
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Columns",
+    "WholeTexts",
     "array_of_lists",
     "check_version",
-    "collate_texts",
     "columns_from_dict",
     "columns_of",
     "columns_to_dict",
-    "encode_texts",
     "objective_numbers",
-    "run_model",
     "weights_by_name",
 ]
 
@@ -57,40 +55,58 @@ def columns_from_dict(columns: Mapping[str, Any]) -> tuple[str, str | None, Colu
     return columns["text"], columns["pair"], label if isinstance(label, str) else tuple(label)
 
 
-def encode_texts(
-    table: datasets.Dataset,
-    columns: tuple[str, str | None],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    max_length: int,
-    progress: Callable[[int], None] | None = None,
-) -> Tokens:
-    """Tokenise a table's texts; one feature a row."""
-    return tokenize_table(table, columns, tokenizer, max_length=max_length, progress=progress)
+class WholeTexts:
+    """What every task has that answers once for a text or a pair of texts: one feature a row, one target a row.
 
-
-def collate_texts(
-    tokens: Tokens, rows: np.ndarray, targets: np.ndarray | None, pad_token_id: int, weights: np.ndarray | None = None
-) -> Batch:
-    """Put rows into tensors padded to the longest of them.
-
-    Returns:
-        `input_ids`, `attention_mask` (and `token_type_ids` where the tokenizer gives them), int64 of shape (B, T);
-        `labels` of shape (B,) or (B, K) where `targets` is given; `row_weights`, float32 of shape (B,), where
-        `weights` is.
+    Args:
+        text: column of the text.
+        pair: column of the second text, or None.
     """
-    arrays = collate_tokens(tokens, rows, pad_token_id=pad_token_id)
-    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    if targets is not None:
-        batch["labels"] = torch.from_numpy(targets[rows])
-    if weights is not None:
-        batch["row_weights"] = torch.from_numpy(weights[rows])
-    return batch
 
+    text: str
+    pair: str | None
 
-def run_model(model: torch.nn.Module, batch: Batch) -> Any:
-    """Run the forward pass without labels; the same for training and prediction."""
-    return model(**{name: tensor for name, tensor in batch.items() if name not in _NO_INPUTS})
+    def encode(
+        self,
+        table: datasets.Dataset,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tokens:
+        """Tokenise a table's texts; one feature a row."""
+        return tokenize_table(table, (self.text, self.pair), tokenizer, max_length=max_length, progress=progress)
+
+    def collate(
+        self,
+        tokens: Tokens,
+        rows: np.ndarray,
+        targets: np.ndarray | None,
+        pad_token_id: int,
+        weights: np.ndarray | None = None,
+    ) -> Batch:
+        """Put rows into tensors padded to the longest of them.
+
+        Returns:
+            `input_ids`, `attention_mask` (and `token_type_ids` where the tokenizer gives them), int64 of shape (B, T);
+            `labels` of shape (B,) or (B, K) where `targets` is given; `row_weights`, float32 of shape (B,), where
+            `weights` is.
+        """
+        arrays = collate_tokens(tokens, rows, pad_token_id=pad_token_id)
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if targets is not None:
+            batch["labels"] = torch.from_numpy(targets[rows])
+        if weights is not None:
+            batch["row_weights"] = torch.from_numpy(weights[rows])
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        """Count the targets: one a row."""
+        return int(batch["labels"].shape[0])
+
+    def run(self, model: torch.nn.Module, batch: Batch, mode: Mode) -> Any:
+        """Run the forward pass without labels; the same for training and prediction."""
+        return model(**{name: tensor for name, tensor in batch.items() if name not in _NO_INPUTS})
 
 
 def objective_numbers(optim: OptimSection) -> dict[str, float]:
