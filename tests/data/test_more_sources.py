@@ -8,7 +8,9 @@ import http.server
 import json
 import lzma
 import sqlite3
+import sys
 import threading
+import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,10 @@ import duckdb
 import openpyxl
 import polars
 import pyarrow as pa
+import pyarrow.feather
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headstart.addresses import mask
 from headstart.data import remote
@@ -290,6 +295,36 @@ def test_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is hidden" in fail("https://h/a.csv?sig=***")
     monkeypatch.delenv("NOT_SET", raising=False)
     assert "NOT_SET is not set" in fail("postgresql://u:${NOT_SET}@h/d")
+
+
+@given(st.text(min_size=1, max_size=30), st.sampled_from(["postgresql", "https", "s3"]))
+def test_no_password_is_shown_whatever_it_holds(password: str, scheme: str) -> None:
+    quoted = urllib.parse.quote(f"<{password}>", safe="")
+    shown = mask(f"{scheme}://ann:{quoted}@host/place?region=here")
+    assert quoted not in shown and shown == f"{scheme}://ann:***@host/place?region=here"
+
+
+def test_a_feather_file_is_read(tmp_path: Path) -> None:
+    pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), str(tmp_path / "a.feather"))
+    assert rows_of(read_source(tmp_path / "a.feather")) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "name"),
+    [
+        ("python_calamine", "sheets", "a.xlsx"),
+        ("duckdb", "duckdb", "duckdb:///{}/a.duckdb"),
+        ("adbc_driver_postgresql", "postgres", "postgresql://ann@127.0.0.1:9/db"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    package: str, extra: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_book(tmp_path / "a.xlsx", ["Reviews"])
+    (tmp_path / "a.duckdb").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    source = name.format(tmp_path) if "://" in name else tmp_path / name
+    assert f"pip install 'headstart[{extra}]'" in fail(source)
 
 
 def test_values_of_the_command_are_taken_as_they_stand() -> None:
