@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,8 @@ def main() -> None:
     for text in arguments.data or ["reviews=demo:rotten-tomatoes"]:
         name, _, sources = text.partition("=")
         tables[name] = compare(name, sources.split(","), arguments)
-    rows = [describe(name, table) for name, table in tables.items()]
-    titles = ["", "scored on", "Trainer's numbers", "headstart's", "difference", "time, times Trainer's numbers"]
     settings = {"seeds": arguments.seeds, "epochs": arguments.epochs}
-    measuring.tell(arguments, __file__, settings, {"tables": tables}, measuring.draw_table(titles, rows))
+    measuring.tell(arguments, __file__, settings, {"tables": tables}, draw_defaults({"tables": tables}))
 
 
 def compare(name: str, sources: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,6 +118,12 @@ def difference(studies: Sequence[Path], split: str, score: str) -> dict[str, flo
     low, high = np.percentile(found, [2.5, 97.5])
     value = score_of(labels, ours) - score_of(labels, theirs)
     return {"value": value, "low": float(low), "high": float(high), "rows": len(labels)}
+
+
+def draw_defaults(result: Mapping[str, Any]) -> str:
+    """Give a line for each data set."""
+    titles = ["", "scored on", "Trainer's numbers", "headstart's", "difference", "time, times Trainer's numbers"]
+    return measuring.draw_table(titles, [describe(name, table) for name, table in result["tables"].items()])
 
 
 def describe(name: str, table: dict[str, Any]) -> list[str]:

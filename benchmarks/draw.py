@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from defaults import draw_defaults
 from measuring import RESULTS, draw_table, in_words, spread
 
 ROOT = Path(__file__).parent.parent
@@ -185,6 +186,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "limit": limit,
     "scaling": scaling,
     "breadth": breadth,
+    "defaults": draw_defaults,
 }
 
 
