@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from headstart.addresses import mask
 from headstart.data import remote
+from headstart.data.columns import find_columns
 from headstart.data.encodings import guess_encoding
 from headstart.data.sources import Source, read_source
 from headstart.errors import DataError, RecipeError
@@ -113,6 +114,8 @@ def test_plain_text(tmp_path: Path) -> None:
     source = read_source(tmp_path / "a.txt")
     assert rows_of(source) == [{"text": "one"}, {"text": "two"}]
     assert "empty lines, left out: 1 (line 2)" in source.notes[0]
+    with pytest.raises(DataError, match=r"one column.*needs a text and a label"):
+        find_columns(source.splits["train"], {})
 
 
 def test_folders_of_labels(tmp_path: Path) -> None:

@@ -314,6 +314,14 @@ def _find_label(
 def _ambiguous(role: str, kinds: Mapping[str, ColumnKind], candidates: Sequence[str]) -> ColumnError:
     what = f"more than one column may be the {role}" if candidates else f"no column looks like the {role}"
     example = _short(candidates[0] if candidates else next(iter(kinds), "NAME"))
+    if role == "label" and len(kinds) == 1:
+        name, kind = next(iter(kinds.items()))
+        return ColumnError(
+            f'The table has one column, "{_short(name)}" ({kind}): a training needs a text and a label.',
+            "A column with the text, and one with what is to be learned.",
+            "Add the other column, or name a file that has both; plain text gets its labels from folders, "
+            "pos/1.txt, neg/1.txt (docs/data.md).",
+        )
     return ColumnError(
         f"Which column is the {role} cannot be known: {what}. The table has:\n{_list(kinds)}",
         f"A usual name ({', '.join((TEXT_NAMES if role == 'text' else LABEL_NAMES)[:5])}), or a named column.",
