@@ -51,7 +51,15 @@ from headstart.training.processes import Processes
 from headstart.training.state import TrainState
 from headstart.training.trackers import Trackers, check_trackers
 
-__all__ = ["Plan", "choose_run_dir", "filled_recipe", "make_plan", "prepare_plan", "process_timeout_seconds"]
+__all__ = [
+    "Plan",
+    "check_new_folder",
+    "choose_run_dir",
+    "filled_recipe",
+    "make_plan",
+    "prepare_plan",
+    "process_timeout_seconds",
+]
 
 DEBUG_STEPS = 4
 DEFAULT_PROCESS_TIMEOUT = "10 minutes"
@@ -338,12 +346,8 @@ def choose_run_dir(recipe: Recipe, data: ReadData, resume: bool) -> Path:
     else:
         run_dir = Path(recipe.output.run).expanduser()
         # A process that is not number 0 writes nothing; number 0 may have made the folder already.
-        if not resume and own_rank() == 0 and run_dir.exists() and not _is_free(run_dir):
-            raise CheckpointError(
-                f"{run_dir} exists and is not empty.",
-                "a new folder for a new run.",
-                f"Go on with it: headstart train --resume --run {run_dir}; or choose another --run.",
-            )
+        if not resume and own_rank() == 0:
+            check_new_folder(run_dir)
     parent = run_dir
     while not parent.exists():
         parent = parent.parent
@@ -354,6 +358,25 @@ def choose_run_dir(recipe: Recipe, data: ReadData, resume: bool) -> Path:
             "Choose another --run.",
         )
     return run_dir
+
+
+def check_new_folder(folder: Path, *, what: str = "run", command: str = "train") -> None:
+    """Refuse a folder that holds something.
+
+    Args:
+        folder: that is to be made.
+        what: it is to hold.
+        command: that goes on with one.
+
+    Raises:
+        CheckpointError: it is not free.
+    """
+    if folder.exists() and not _is_free(folder):
+        raise CheckpointError(
+            f"{folder} exists and is not empty.",
+            f"a new folder for a new {what}.",
+            f"Go on with it: headstart {command} --resume --run {folder}; or choose another --run.",
+        )
 
 
 def _is_free(run_dir: Path) -> bool:

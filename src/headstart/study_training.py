@@ -18,9 +18,9 @@ from headstart.display.layout import HEADING, make_console
 from headstart.display.plan import PlanSummary, show_plan
 from headstart.display.status import Status
 from headstart.display.studies import show_study
-from headstart.errors import CheckpointError, RecipeError, suggest
+from headstart.errors import RecipeError, suggest
 from headstart.interruption import Stopped, end_as_signalled
-from headstart.preparation import absolute_source
+from headstart.preparation import absolute_source, check_new_folder
 from headstart.reading import name_splits
 from headstart.recipe import build_recipe, read_recipe_file
 from headstart.records import Report
@@ -187,12 +187,8 @@ def prepare_study(
     runs = plan_study(recipe, seeds=seeds, folds=folds, keep_models=keep_models)
     wanted = recipe.output.run
     study_dir = Path(wanted).expanduser() if wanted is not None else None
-    if study_dir is not None and study_dir.exists() and any(study_dir.iterdir()):
-        raise CheckpointError(
-            f"{study_dir} exists and is not empty.",
-            "a new folder for a new study.",
-            f"Go on with it: headstart train --resume --run {study_dir}; or choose another --run.",
-        )
+    if study_dir is not None:
+        check_new_folder(study_dir, what="study")
     own = {key: value for key, value in values.items() if key != "output.run"}
     settings = [text for text in settings if text.partition("=")[0].strip() != "output.run"]
     first = prepare(

@@ -27,10 +27,10 @@ from headstart.display.progress import Progress
 from headstart.display.scores import format_value
 from headstart.display.status import Status
 from headstart.display.tuning import draw_trials, show_tuning
-from headstart.errors import CheckpointError, RecipeError
+from headstart.errors import RecipeError
 from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.metrics import higher_is_better
-from headstart.preparation import Plan, absolute_source, prepare_plan
+from headstart.preparation import Plan, check_new_folder, prepare_plan
 from headstart.reading import name_splits
 from headstart.recipe import read_recipe_file
 from headstart.records import EvaluationRecord, Report, StopRecord
@@ -132,17 +132,10 @@ def prepare_tuning(
                 "one of both.",
                 f"Leave one of them out: {setting}.",
             )
-    for key in ("data.train", "data.validation", "data.test"):
-        if isinstance(values.get(key), str):
-            values[key] = absolute_source(values[key])
     wanted = values.pop("output.run", None)
     tuning_dir = Path(str(wanted)).expanduser() if wanted is not None else None
-    if tuning_dir is not None and tuning_dir.exists() and any(tuning_dir.iterdir()):
-        raise CheckpointError(
-            f"{tuning_dir} exists and is not empty.",
-            "a new folder for a new search.",
-            f"Go on with it: headstart tune --resume --run {tuning_dir}; or choose another --run.",
-        )
+    if tuning_dir is not None:
+        check_new_folder(tuning_dir, what="search", command="tune")
     own = {**values, **({"output.run": str(tuning_dir / "trial-0")} if tuning_dir is not None else {})}
     plan = prepare_plan(
         source,
