@@ -126,6 +126,26 @@ def test_the_first_trial_has_the_recipe_s_own_values_and_the_best_recipe_the_bes
     assert recipe.optim.learning_rate == 0.002
 
 
+@pytest.mark.parametrize("where", ["setting", "file"])
+def test_the_folder_may_be_named_in_a_setting_or_a_recipe(
+    where: str, files: tuple[Path, Path], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    values = {"model.checkpoint": str(tiny_model_dir), **FAST, "data.train": str(files[0])}
+    del values["optim.learning_rate"]
+    space = [setting_from("optim.learning_rate", (1e-3, 1e-2))]
+    folder, recipe = tmp_path / "found", tmp_path / "recipe.yaml"
+    recipe.write_text(f"output:\n  run: {folder}\n", encoding="utf-8")
+    named: dict[str, Any] = {"recipe_file": recipe} if where == "file" else {"settings": [f"output.run={folder}"]}
+    tuning = prepare_tuning(space=space, trials=2, values=values, **named).start()
+    trial = tuning.next_trial()
+    assert tuning.tuning_dir == folder and trial is not None
+    list(trial.train())
+    trial.close()
+    assert (folder / "trial-0" / "recipe.yaml").exists()
+    with pytest.raises(CheckpointError, match="a new folder for a new search"):
+        prepare_tuning(space=space, trials=2, values=values, **named)
+
+
 def test_a_pruned_trial_ends_early_and_is_never_the_best(
     files: tuple[Path, Path], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

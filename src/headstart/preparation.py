@@ -53,12 +53,12 @@ from headstart.training.trackers import Trackers, check_trackers
 
 __all__ = [
     "Plan",
-    "check_new_folder",
     "choose_run_dir",
     "filled_recipe",
     "make_plan",
     "prepare_plan",
     "process_timeout_seconds",
+    "take_folder_of_runs",
 ]
 
 DEBUG_STEPS = 4
@@ -377,6 +377,31 @@ def check_new_folder(folder: Path, *, what: str = "run", command: str = "train")
             f"a new folder for a new {what}.",
             f"Go on with it: headstart {command} --resume --run {folder}; or choose another --run.",
         )
+
+
+def take_folder_of_runs(
+    recipe: Recipe, settings: Sequence[str], values: Mapping[str, Any], *, what: str, command: str
+) -> tuple[Path | None, list[str], dict[str, Any]]:
+    """Read `output.run` as the folder of several runs, and give the settings and values that each of them has.
+
+    Args:
+        recipe: of `settings`, `values` and a file.
+        settings: texts such as "train.epochs=5".
+        values: "section.key" to value.
+        what: the folder is to hold.
+        command: that goes on with one.
+
+    Returns:
+        The folder, None where the recipe names none; settings and values without it.
+
+    Raises:
+        CheckpointError: the folder is not free.
+    """
+    folder = Path(recipe.output.run).expanduser() if recipe.output.run is not None else None
+    if folder is not None:
+        check_new_folder(folder, what=what, command=command)
+    settings = [text for text in settings if text.partition("=")[0].strip() != "output.run"]
+    return folder, settings, {key: value for key, value in values.items() if key != "output.run"}
 
 
 def _is_free(run_dir: Path) -> bool:

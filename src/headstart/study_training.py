@@ -20,7 +20,7 @@ from headstart.display.status import Status
 from headstart.display.studies import show_study
 from headstart.errors import RecipeError, suggest
 from headstart.interruption import Stopped, end_as_signalled
-from headstart.preparation import absolute_source, check_new_folder
+from headstart.preparation import absolute_source, take_folder_of_runs
 from headstart.reading import name_splits
 from headstart.recipe import build_recipe, read_recipe_file
 from headstart.records import Report
@@ -185,12 +185,7 @@ def prepare_study(
             values[key] = absolute_source(values[key])
     recipe = build_recipe(Path(recipe_file) if recipe_file is not None else None, settings, values)
     runs = plan_study(recipe, seeds=seeds, folds=folds, keep_models=keep_models)
-    wanted = recipe.output.run
-    study_dir = Path(wanted).expanduser() if wanted is not None else None
-    if study_dir is not None:
-        check_new_folder(study_dir, what="study")
-    own = {key: value for key, value in values.items() if key != "output.run"}
-    settings = [text for text in settings if text.partition("=")[0].strip() != "output.run"]
+    study_dir, settings, own = take_folder_of_runs(recipe, settings, values, what="study", command="train")
     first = prepare(
         source,
         recipe_file=recipe_file,

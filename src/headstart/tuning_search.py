@@ -30,9 +30,9 @@ from headstart.display.tuning import draw_trials, show_tuning
 from headstart.errors import RecipeError
 from headstart.interruption import Interruption, Stopped, end_as_signalled
 from headstart.metrics import higher_is_better
-from headstart.preparation import Plan, check_new_folder, prepare_plan
+from headstart.preparation import Plan, prepare_plan, take_folder_of_runs
 from headstart.reading import name_splits
-from headstart.recipe import read_recipe_file
+from headstart.recipe import build_recipe, read_recipe_file
 from headstart.records import EvaluationRecord, Report, StopRecord
 from headstart.run_files import write_text
 from headstart.runlog import new_run_dir
@@ -132,22 +132,20 @@ def prepare_tuning(
                 "one of both.",
                 f"Leave one of them out: {setting}.",
             )
-    wanted = values.pop("output.run", None)
-    tuning_dir = Path(str(wanted)).expanduser() if wanted is not None else None
-    if tuning_dir is not None:
-        check_new_folder(tuning_dir, what="search", command="tune")
-    own = {**values, **({"output.run": str(tuning_dir / "trial-0")} if tuning_dir is not None else {})}
+    recipe_path = Path(recipe_file) if recipe_file is not None else None
+    recipe = build_recipe(recipe_path, settings, values)
+    tuning_dir, settings, own = take_folder_of_runs(recipe, settings, values, what="search", command="tune")
     plan = prepare_plan(
         source,
-        recipe_file=Path(recipe_file) if recipe_file is not None else None,
+        recipe_file=recipe_path,
         settings=settings,
-        values=own,
+        values={**own, **({"output.run": str(tuning_dir / "trial-0")} if tuning_dir is not None else {})},
         debug=debug,
         progress=progress,
     )
     fixed = list(given)
-    if recipe_file is not None:
-        sections = read_recipe_file(Path(recipe_file))[0]
+    if recipe_path is not None:
+        sections = read_recipe_file(recipe_path)[0]
         fixed += [f"{section}.{key}" for section, fields in sections.items() for key in fields]
     chosen = list(space) or default_space(plan.recipe, fixed)
     if not chosen:
