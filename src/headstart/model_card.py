@@ -104,6 +104,14 @@ def _describe_knobs(recipe: Recipe, summary: PlanSummary) -> str:
         sentences += f"Layers were unfrozen from the top, one after each {_escape(str(recipe.model.unfreeze_every))}. "
     if recipe.optim.layer_decay is not None:
         sentences += f"Each layer learned at {recipe.optim.layer_decay:g} of the rate of the one above. "
+    if recipe.optim.class_weights is not None:
+        given = recipe.optim.class_weights
+        by_name = given if isinstance(given, str) else ", ".join(f"{name} {weight:g}" for name, weight in given.items())
+        sentences += f"Classes were weighted: {_escape(by_name)}. "
+    if recipe.optim.label_smoothing is not None:
+        sentences += f"Labels were smoothed by {recipe.optim.label_smoothing:g}. "
+    if recipe.optim.focal_gamma is not None:
+        sentences += f"The loss was focal, gamma {recipe.optim.focal_gamma:g}. "
     if recipe.train.ema is not None:
         sentences += f"The weights are an exponential moving average (decay {recipe.train.ema:g}). "
     return sentences

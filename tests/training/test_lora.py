@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import headstart
+from headstart.display.runs import show_run
 from headstart.errors import CheckpointError, RecipeError
 from headstart.learning_plan import check_sharded
 from headstart.recipe import Recipe, build_recipe
@@ -70,6 +72,9 @@ def test_the_model_is_merged_and_the_adapters_stand_beside_it(
     assert run.evaluate(settings["data.train"])["accuracy"]["value"] is not None
     card = (run_dir / "README.md").read_text(encoding="utf-8")
     assert "Low-rank adapters (rank 4, alpha 16) and the head were trained" in card
+    console = Console(record=True, width=200)
+    show_run(run_dir, console)
+    assert "low-rank adapters of rank 4 (alpha 16)" in console.export_text()
 
 
 def test_a_checkpoint_holds_what_is_trained_alone(settings: Settings, tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -237,5 +237,11 @@ def test_what_a_run_leaves_says_how_it_learned(settings: Settings, tmp_path: Pat
     show_run(run, console)
     shown = " ".join(console.export_text().split())
     assert "layer decay 0.8, frozen ['*.word_embeddings.*'], a layer unfrozen every 1, weights averaged" in shown
+    weighing = {"optim.class_weights": {"good": 2.0, "bad": 1.0}, "optim.label_smoothing": 0.1}
+    finish({**settings, **weighing, "train.max_steps": 1}, tmp_path / "weighed")
+    card = (tmp_path / "weighed" / "README.md").read_text()
+    assert "Classes were weighted: good 2, bad 1. Labels were smoothed by 0.1." in card
+    show_run(tmp_path / "weighed", console)
+    assert "class weights {'good': 2.0, 'bad': 1.0}, label smoothing 0.1" in console.export_text()
     notes = json.loads((run / "data.json").read_text())["notes"]
     assert sum("the head is trained first" in note or "averaged weights" in note for note in notes) == 2

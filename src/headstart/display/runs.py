@@ -226,19 +226,23 @@ def _describe_recipe(recipe: Recipe, data: Mapping[str, Any]) -> list[tuple[str,
     length = f"{train.max_steps:,} steps" if train.max_steps is not None else f"{train.epochs or 1:g} epochs"
     schedule = f"{optim.schedule} with warmup {optim.warmup}"
     knobs = {
+        "class weights": optim.class_weights,
+        "label smoothing": optim.label_smoothing,
+        "focal gamma": optim.focal_gamma,
         "layer decay": optim.layer_decay,
         "frozen": recipe.model.freeze,
         "a layer unfrozen every": recipe.model.unfreeze_every,
         "weights averaged with decay": train.ema,
     }
     ways = "".join(f", {name} {value}" for name, value in knobs.items() if value is not None)
-    model = recipe.model.checkpoint
+    model, lora = recipe.model.checkpoint, recipe.model.lora
+    adapters = f", low-rank adapters of rank {lora.rank} (alpha {lora.alpha})" if lora is not None else ""
     return [
         ("task", plain(recipe.task.name or "")),
         ("columns", rows_grid(columns)),
         ("rows", rows_grid(splits, "lr")),
         ("labels", plain(", ".join(labels[:8]) + more)),
-        ("model", plain(_short_model(model) if model is not None else "the embedded default")),
+        ("model", plain((_short_model(model) if model is not None else "the embedded default") + adapters)),
         ("training", plain(f"{length} of {batch}, seed {train.seed}")),
         ("optimizer", plain(f"{optim.name}, learning rate {optim.peak_learning_rate:g}, {schedule}{ways}")),
     ]
