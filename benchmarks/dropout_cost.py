@@ -27,7 +27,7 @@ import torch
 import headstart.training.update
 from headstart.models.dropout import RandomKey, keyed_randomness, row_mask
 from headstart.models.load import load_classifier, resolve_checkpoint
-from headstart.recipe import OptimSection
+from headstart.recipe_sections import OptimSection
 from headstart.training.allocator import keep_freed_memory
 from headstart.training.device import Device, choose_device, describe_environment
 from headstart.training.optim import build_optimizer

@@ -246,7 +246,7 @@ def measure_steps(arguments: argparse.Namespace, model: Any, rows: Rows, batch_s
     """Time and profile steps before and after."""
     from training_steps import PLAIN, fast_setting, open_training, seconds_of
 
-    from headstart.recipe import FAST_PARTS
+    from headstart.recipe_sections import FAST_PARTS
 
     settings = {BEFORE: PLAIN, AFTER: fast_setting(set(FAST_PARTS) - {"first_token", "padding_free"})}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in settings}

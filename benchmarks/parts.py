@@ -79,7 +79,7 @@ def list_settings(arguments: argparse.Namespace, batch_size: int, mean_length: f
     """Give what is measured, by name: "alone: PART", "all but: PART", and the whole forms."""
     from training_steps import NO_PARTS, PLAIN, fast_setting
 
-    from headstart.recipe import FAST_PARTS
+    from headstart.recipe_sections import FAST_PARTS
 
     of_bfloat16 = ("bf16_weights", "packed_weights", "joined_qkv", "whole_layers", "padding_free")
     other = {"bf16": ("onednn_float32",), "fp32": of_bfloat16}[arguments.precision]

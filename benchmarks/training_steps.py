@@ -19,7 +19,7 @@ import torch
 
 from headstart.data.batches import plan_batches
 from headstart.models.load import load_classifier, resolve_checkpoint
-from headstart.recipe import FAST_PARTS, OptimSection
+from headstart.recipe_sections import FAST_PARTS, OptimSection
 from headstart.training.allocator import keep_freed_memory
 from headstart.training.device import Device, choose_device
 from headstart.training.fast_path import FastPath, start_fast_path

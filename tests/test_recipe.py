@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headstart.durations import Duration, parse_duration, parse_limit
 from headstart.errors import RecipeError
-from headstart.recipe import Duration, Recipe, build_recipe, parse_duration, parse_limit
+from headstart.recipe import Recipe, build_recipe
 
 
 def faults(*settings: str, **values: object) -> str:

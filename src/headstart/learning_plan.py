@@ -5,10 +5,11 @@ May import layers 0 to 4.
 
 from __future__ import annotations
 
+from headstart.durations import parse_duration
 from headstart.errors import RecipeError
 from headstart.models.layers import find_layers
 from headstart.models.load import LoadedModel
-from headstart.recipe import Recipe, parse_duration
+from headstart.recipe import Recipe
 from headstart.training.frozen import Unfreezing
 from headstart.training.optimizer_classes import NEED_WHOLE_PARAMETERS
 

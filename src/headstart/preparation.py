@@ -20,6 +20,7 @@ from headstart.addresses import is_address, mask
 from headstart.data.batches import BatchPlan
 from headstart.data.databases import absolute_address
 from headstart.display.plan import PlanSummary
+from headstart.durations import parse_duration
 from headstart.errors import CheckpointError, RecipeError
 from headstart.learning_plan import check_sharded, describe_learning, plan_unfreezing
 from headstart.metrics import resolve_scores
@@ -29,7 +30,7 @@ from headstart.models.load import LoadedModel, load_classifier, max_length_of, r
 from headstart.models.lora import add_adapters, check_peft, digest_of_frozen
 from headstart.plan_summary import model_name, summarise_plan
 from headstart.reading import DEFAULT_VALIDATION_FRACTION, ReadData, read_data, tokenise_splits, with_training_rows
-from headstart.recipe import SOURCES, Recipe, build_recipe, parse_duration, read_recipe_file
+from headstart.recipe import SOURCES, Recipe, build_recipe, read_recipe_file
 from headstart.records import Report
 from headstart.resumption import check_unfinished, resumed_recipe
 from headstart.runlog import DATA_FILE, ENVIRONMENT_FILE, TASK_FILE

@@ -1,8 +1,7 @@
 """How a source is read where its content alone cannot say: encoding, delimiter, header, sheet, query.
 
 Imports the standard library and `errors`. The recipe (`data.encoding` and its kin) and `read_source` check the same
-values
-here.
+values here.
 """
 
 from __future__ import annotations

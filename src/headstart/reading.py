@@ -23,9 +23,10 @@ from headstart.data.row_facts import read_groups, read_times, read_weights
 from headstart.data.row_splits import Cut, cut_by_group, cut_by_time, cut_validation, make_folds
 from headstart.data.sources import Source, read_source
 from headstart.data.tokens import Tokens
+from headstart.durations import parse_fold, parse_limit
 from headstart.errors import DataError, RecipeError
 from headstart.read_options import ReadOptions, refuse_without_effect
-from headstart.recipe import Recipe, parse_fold, parse_limit
+from headstart.recipe import Recipe
 from headstart.records import Report
 from headstart.tasks import Task, learn_task
 

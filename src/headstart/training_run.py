@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from headstart.durations import Duration, parse_duration
 from headstart.errors import NonFiniteError, ProcessLostError, TrainingError
 from headstart.metrics import higher_is_better
 from headstart.models.forward_pass import explain_compiler, run_as_before, uncompiled
 from headstart.prediction import predict_tokens
 from headstart.preparation import Plan, process_timeout_seconds
-from headstart.recipe import Duration, Recipe, parse_duration
+from headstart.recipe import Recipe
 from headstart.run_identity import identify
 from headstart.run_writer import RunWriter, describe_update, shard_training, share_state, whole_state
 from headstart.runlog import (

@@ -14,7 +14,7 @@ from torch import nn
 from headstart.errors import ModelError, RecipeError
 from headstart.models.dropout import RandomKey, find_unkeyed_draws
 from headstart.models.lora import add_adapters, merged, save_adapters
-from headstart.recipe import LoraSection
+from headstart.recipe_sections import LoraSection
 from small_families import FAMILIES, build, make_batch, read_adapters
 
 CLASSIFIERS = [

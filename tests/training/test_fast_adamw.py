@@ -21,7 +21,7 @@ from headstart.errors import CheckpointError, TrainingError
 from headstart.models.kernels.tables import chunks_of
 from headstart.models.row_gradients import kernels_or_none, row_gradient
 from headstart.models.working_copies import WorkingCopies
-from headstart.recipe import OptimSection
+from headstart.recipe_sections import OptimSection
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
 from headstart.training.fast_adamw import FastAdamW, clipping_factor
 from headstart.training.flat_buffers import why_not_fast

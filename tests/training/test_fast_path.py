@@ -15,7 +15,7 @@ from headstart.api import prepare
 from headstart.errors import RecipeError
 from headstart.models.kernels import machine_code
 from headstart.models.speed import PARTS, speed_up_of
-from headstart.recipe import FAST_PARTS, OptimSection
+from headstart.recipe_sections import FAST_PARTS, OptimSection
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.fast_path import describe_parts, start_fast_path, take_over

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from headstart.errors import ModelError, RecipeError
 from headstart.models.layers import find_layers
 from headstart.models.lazy_embedding import MIN_ROWS
-from headstart.recipe import OptimSection
+from headstart.recipe_sections import OptimSection
 from headstart.training.averaged_weights import AveragedWeights
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from headstart.data.batches import BatchPlan
+from headstart.durations import Duration
 from headstart.errors import CheckpointError, TrainingError
-from headstart.recipe import Duration
 from headstart.runlog import CheckpointRecord, EvaluationRecord, Record, StepRecord, StopRecord, WarningRecord
 from headstart.training.device import choose_device
 from headstart.training.intervals import is_due

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import BertConfig, GPT2Config, T5Config, get_scheduler
 
 from headstart.errors import RecipeError
-from headstart.recipe import OptimSection
+from headstart.recipe_sections import OptimSection
 from headstart.training.optim import build_optimizer, default_learning_rate, parameter_groups
 from headstart.training.schedules import build_schedule, learning_rate_factor
 

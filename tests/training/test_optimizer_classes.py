@@ -16,7 +16,8 @@ from torch import nn
 from headstart.errors import CheckpointError, RecipeError
 from headstart.models.speed import Part
 from headstart.optim_numbers import OPTIMIZERS
-from headstart.recipe import OptimSection, build_recipe
+from headstart.recipe import build_recipe
+from headstart.recipe_sections import OptimSection
 from headstart.records import StepRecord
 from headstart.training import optimizer_classes
 from headstart.training.optim import build_optimizer, default_learning_rate, optimizer_parts, parameter_groups

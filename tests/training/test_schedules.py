@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from headstart.errors import RecipeError
 from headstart.optim_numbers import SCHEDULES, ScheduleName
-from headstart.recipe import OptimSection
+from headstart.recipe_sections import OptimSection
 from headstart.training.schedules import PlateauRule, build_schedule, learning_rate_factor, schedule_numbers
 from headstart.training.state import LoopSettings, TrainState
 from headstart.training.watched_scores import note_scores

@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from headstart.durations import parse_duration
 from headstart.errors import NonFiniteError, RecipeError
 from headstart.lightning.trainer_settings import precision_of
-from headstart.recipe import Recipe, parse_duration
+from headstart.recipe import Recipe
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path

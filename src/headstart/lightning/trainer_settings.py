@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, Timer
 
+from headstart.durations import parse_duration
 from headstart.errors import RecipeError, join_faults
 from headstart.lightning.given import Given
 from headstart.models.hardware import has_fast_bfloat16
-from headstart.recipe import Recipe, parse_duration
+from headstart.recipe import Recipe
 
 __all__ = ["check_own_module", "check_trainer", "fast_precision", "precision_of"]
 

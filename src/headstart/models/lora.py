@@ -27,7 +27,7 @@ from torch import nn
 from headstart.errors import ModelError, RecipeError, join_faults, suggest
 
 if TYPE_CHECKING:
-    from headstart.recipe import LoraSection
+    from headstart.recipe_sections import LoraSection
 
 __all__ = ["add_adapters", "check_peft", "digest_of_frozen", "merged", "save_adapters"]
 

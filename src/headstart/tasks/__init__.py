@@ -15,7 +15,7 @@ from headstart.tasks.texts import Columns
 if TYPE_CHECKING:
     import datasets
 
-    from headstart.recipe import TaskSection
+    from headstart.recipe_sections import TaskSection
 
 __all__ = [
     "TASKS",

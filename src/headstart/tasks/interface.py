@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from headstart.data.tokens import Tokens
     from headstart.metrics import ScoreKind
-    from headstart.recipe import OptimSection
+    from headstart.recipe_sections import OptimSection
 
 __all__ = ["Batch", "Mode", "Task"]
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-    from headstart.recipe import OptimSection
+    from headstart.recipe_sections import OptimSection
 
 __all__ = ["MultiLabelClassification"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
-    from headstart.recipe import OptimSection
+    from headstart.recipe_sections import OptimSection
 
 __all__ = [
     "Columns",

@@ -16,7 +16,7 @@ import torch
 from headstart.models.kernels import are_compiled
 from headstart.models.speed import PARTS, Part, SpeedUp, speed_up
 from headstart.models.swaps.padding_free import PART as PADDING_FREE
-from headstart.recipe import FAST_PARTS, OptimSection
+from headstart.recipe_sections import FAST_PARTS, OptimSection
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.onednn import remember_products

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from headstart.recipe import Duration
+from headstart.durations import Duration
 from headstart.training.state import LoopSettings, TrainState, UpdatePlan
 
 __all__ = ["Progress", "epochs_of", "is_due", "is_evaluation_due", "progress_of"]

@@ -21,7 +21,7 @@ from headstart.training.fast_adamw import FastAdamW, why_not_fast
 from headstart.training.optimizer_classes import make_optimizer
 
 if TYPE_CHECKING:
-    from headstart.recipe import OptimSection
+    from headstart.recipe_sections import OptimSection
 
 __all__ = [
     "build_optimizer",

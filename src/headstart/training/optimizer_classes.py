@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.distributed.tensor import DTensor
 
+from headstart.durations import parse_duration
 from headstart.errors import RecipeError
 from headstart.optim_numbers import OPTIMIZERS
-from headstart.recipe import parse_duration
 
 if TYPE_CHECKING:
-    from headstart.recipe import OptimSection
+    from headstart.recipe_sections import OptimSection
 
 __all__ = ["NEED_WHOLE_PARAMETERS", "OF_THE_EXTRA", "check_optimizer", "make_optimizer"]
 

@@ -17,7 +17,7 @@ from headstart.errors import RecipeError, suggest
 from headstart.optim_numbers import NUMBERS_OF_SCHEDULES, SCHEDULES, ScheduleName, fill_numbers
 
 if TYPE_CHECKING:
-    from headstart.recipe import OptimSection
+    from headstart.recipe_sections import OptimSection
 
 __all__ = [
     "PlateauRule",
@@ -98,7 +98,7 @@ def schedule_numbers(optim: OptimSection) -> dict[str, float]:
     """Give the numbers of a recipe's schedule as `learning_rate_factor` takes them.
 
     Example:
-        >>> from headstart.recipe import OptimSection
+        >>> from headstart.recipe_sections import OptimSection
         >>> schedule_numbers(OptimSection(schedule="polynomial"))
         {'power': 2.0, 'end_factor': 0.0}
     """
@@ -229,7 +229,7 @@ def build_schedule(
 
 
 def _count_warmup(warmup: int | str, total_steps: int) -> int:
-    from headstart.recipe import parse_duration
+    from headstart.durations import parse_duration
 
     try:
         duration = parse_duration(warmup)

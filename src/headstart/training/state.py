@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from headstart.recipe import Duration
+from headstart.durations import Duration
 from headstart.runlog import CheckpointRecord
 from headstart.training.processes import Processes
 from headstart.training.schedules import PlateauRule
