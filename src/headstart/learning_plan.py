@@ -5,15 +5,25 @@ May import layers 0 to 4.
 
 from __future__ import annotations
 
+from torch import nn
+
 from headstart.durations import parse_duration
 from headstart.errors import RecipeError
 from headstart.models.layers import find_layers
 from headstart.models.load import LoadedModel
 from headstart.recipe import Recipe
 from headstart.training.frozen import Unfreezing
+from headstart.training.optim import default_layer_decay, default_learning_rate
 from headstart.training.optimizer_classes import NEED_WHOLE_PARAMETERS
 
-__all__ = ["check_sharded", "describe_learning", "plan_unfreezing"]
+__all__ = [
+    "check_sharded",
+    "choose_layer_decay",
+    "choose_learning_rate",
+    "describe_learning",
+    "lowest_learning_rate",
+    "plan_unfreezing",
+]
 
 
 def check_sharded(recipe: Recipe) -> None:
@@ -39,6 +49,40 @@ def check_sharded(recipe: Recipe) -> None:
                 "settings that a part of a parameter can be trained with.",
                 f"Set {instead}.",
             )
+
+
+def choose_layer_decay(recipe: Recipe, model: nn.Module) -> Recipe:
+    """Fill in the layer-wise decay of the learning rate, where neither of both is set.
+
+    Both are chosen together: a learning rate that somebody has set is that of all layers. Adapters, and a head that is
+    trained alone, have no decay.
+    """
+    chooses = recipe.optim.learning_rate is None and recipe.optim.layer_decay is None
+    if not chooses or recipe.model.lora is not None or recipe.model.freeze == "encoder":
+        return recipe
+    return recipe.replace({"optim.layer_decay": default_layer_decay(model, recipe.optim.name)})
+
+
+def choose_learning_rate(recipe: Recipe, model: nn.Module, rows_per_update: float) -> Recipe:
+    """Fill in the learning rate, where it is not set.
+
+    Raises:
+        ModelError: the layers of the model cannot be found, and `optim.layer_decay` needs them.
+    """
+    optim = recipe.optim
+    if optim.learning_rate is not None:
+        return recipe
+    adapters = recipe.model.lora is not None
+    rate = default_learning_rate(model, rows_per_update, optim.name, layer_decay=optim.layer_decay, adapters=adapters)
+    return recipe.replace({"optim.learning_rate": rate})
+
+
+def lowest_learning_rate(recipe: Recipe, model: nn.Module) -> float:
+    """Give the learning rate of the embeddings, to two digits; that of all layers where it does not decay."""
+    optim = recipe.optim
+    if optim.layer_decay is None:
+        return optim.peak_learning_rate
+    return float(f"{optim.peak_learning_rate * optim.layer_decay ** find_layers(model).head:.2g}")
 
 
 def plan_unfreezing(recipe: Recipe, loaded: LoadedModel, total_steps: int, steps_in_epoch: int) -> Unfreezing | None:
@@ -74,14 +118,6 @@ def describe_learning(
     random = [name for name in frozen if name in loaded.new_parameters]
     if random:
         notes.append(f"frozen though new, so that they stay random: {', '.join(random)}")
-    if optim.layer_decay is not None:
-        layers = find_layers(loaded.model)
-        shared = f", whose weights {layers.num_passes} layers share" if layers.num_passes > layers.count else ""
-        lowest = float(f"{optim.peak_learning_rate * optim.layer_decay**layers.head:.2g}")
-        notes.append(
-            f"the learning rate is that of the head; each layer below it ({layers.count}{shared}) has "
-            f"{optim.layer_decay:g} of the one above, and the embeddings {lowest:g}"
-        )
     if unfreezing is not None:
         last = unfreezing.num_intervals * unfreezing.steps_each
         ends = f"all by step {last}" if last < total_steps else "not all before the training ends"

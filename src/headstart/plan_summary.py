@@ -15,6 +15,7 @@ import numpy as np
 from headstart.data.batches import BatchPlan, padding_fraction, prediction_batches
 from headstart.data.table_cache import cache_dir
 from headstart.display.plan import PlanSummary
+from headstart.learning_plan import lowest_learning_rate
 from headstart.models.load import LoadedModel, resolve_checkpoint
 from headstart.reading import ReadData
 from headstart.recipe import Recipe
@@ -99,6 +100,7 @@ def summarise_plan(
         padding_fraction=padding,
         order=batches.order,
         learning_rate=recipe.optim.peak_learning_rate,
+        lowest_learning_rate=lowest_learning_rate(recipe, loaded.model),
         estimated_seconds=estimate_seconds(
             parameters - embeddings,
             trained_tokens // derived["processes"],

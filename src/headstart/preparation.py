@@ -22,7 +22,13 @@ from headstart.data.databases import absolute_address
 from headstart.display.plan import PlanSummary
 from headstart.durations import parse_duration
 from headstart.errors import CheckpointError, RecipeError
-from headstart.learning_plan import check_sharded, describe_learning, plan_unfreezing
+from headstart.learning_plan import (
+    check_sharded,
+    choose_layer_decay,
+    choose_learning_rate,
+    describe_learning,
+    plan_unfreezing,
+)
 from headstart.metrics import resolve_scores
 from headstart.models.dropout import RandomKey, find_unkeyed_draws
 from headstart.models.forward_pass import check_compiler, compile_forward, parts_in_the_way, recompute_activations
@@ -46,7 +52,6 @@ from headstart.training.device import (
 )
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
 from headstart.training.frozen import Unfreezing, freeze_parameters
-from headstart.training.optim import default_learning_rate
 from headstart.training.optimizer_classes import check_optimizer
 from headstart.training.processes import Processes
 from headstart.training.state import TrainState
@@ -428,6 +433,7 @@ def make_plan(
 ) -> Plan:
     """Put together what `prepare_plan` has read, loaded and chosen: fast path, batches, schedule, and what follows."""
     device.apply_threads()
+    recipe = choose_layer_decay(recipe, loaded.model)
     if recipe.train.gradient_checkpointing:
         recompute_activations(loaded.model)
     fast = start_fast_path(
@@ -466,10 +472,7 @@ def make_plan(
     if recipe.optim.learning_rate is None:
         rows = recipe.train.batch_size
         rows_per_update = rows * recipe.train.accumulation if rows is not None else len(lengths) / steps_in_epoch
-        rate = default_learning_rate(
-            loaded.model, rows_per_update, recipe.optim.name, adapters=recipe.model.lora is not None
-        )
-        recipe = recipe.replace({"optim.learning_rate": rate})
+        recipe = choose_learning_rate(recipe, loaded.model, rows_per_update)
     warmup_steps = parse_duration(recipe.optim.warmup or 0).in_steps(
         total_steps=total_steps, steps_per_epoch=steps_in_epoch
     )

@@ -212,7 +212,36 @@ def test_a_training_gives_each_layer_its_rate(settings: Settings, tmp_path: Path
             assert [group["lr"] for group in optimizer.param_groups] == [
                 record.learning_rate * group["lr_factor"] for group in optimizer.param_groups
             ]
-    assert any("the embeddings 0.00038" in note for note in preparation._plan.summary.notes)
+    assert preparation._plan.summary.lowest_learning_rate == 0.00038
+
+
+def test_learning_rate_and_decay_are_chosen_together(settings: Settings, tmp_path: Path, tiny_model_dir: Path) -> None:
+    cases = (
+        ({"optim.learning_rate": None}, True),
+        ({"optim.learning_rate": None, "model.freeze": "embeddings"}, True),
+        ({"optim.learning_rate": 1e-3}, False),
+        ({"optim.learning_rate": None, "optim.layer_decay": 1}, False),
+        ({"optim.learning_rate": None, "optim.name": "nadam"}, False),
+        ({"optim.learning_rate": None, "model.lora": {}}, False),
+        ({"optim.learning_rate": None, "model.freeze": "encoder"}, False),
+    )
+    for number, (values, has_decay) in enumerate(cases):
+        plan = start({**settings, **values}, tmp_path / f"run-{number}")._plan
+        rate, decay = plan.recipe.optim.peak_learning_rate, plan.recipe.optim.layer_decay
+        assert (decay not in (None, 1)) == has_decay, values
+        assert (plan.summary.lowest_learning_rate == pytest.approx(rate / 2, rel=0.05)) == has_decay, values
+        rates = {group["lr"] for group in plan.fast.optimizer.param_groups}
+        assert (len(rates) > 1) == has_decay, values
+
+
+def test_the_recipe_of_a_run_holds_the_rate_and_decay_that_were_chosen(settings: Settings, tmp_path: Path) -> None:
+    chosen = {**settings, "optim.learning_rate": None, "train.max_steps": 2}
+    whole = finish(chosen, tmp_path / "run")
+    recipe = build_recipe(tmp_path / "run" / "recipe.yaml")
+    assert recipe.optim.learning_rate is not None and recipe.optim.layer_decay is not None
+    again = {**chosen, "optim.learning_rate": recipe.optim.learning_rate}
+    assert finish({**again, "optim.layer_decay": recipe.optim.layer_decay}, tmp_path / "again") == whole
+    assert finish(again, tmp_path / "other")["model"] != whole["model"]
 
 
 def test_a_decay_of_one_is_one_rate(settings: Settings, plain: dict[str, Any], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class PlanSummary:
         rows_per_step: in words.
         padding_fraction: share of padding in what the layers compute in the first epoch, 0 to 1.
         order: of the rows: "length", "random" or "sequential".
-        learning_rate: the highest of the schedule.
+        learning_rate: the highest of the schedule; with layer decay the head's.
         estimated_seconds: of the whole training; None where there is no estimate.
         findings: (level, message) of what is remarkable in the rows.
         run_dir: where the run goes.
@@ -66,6 +66,7 @@ class PlanSummary:
         fast: each part of the fast path, and where it is in use or why not.
         optimizer: its name.
         trained_parameters: their number; None where all are.
+        lowest_learning_rate: the embeddings'; None where there is one for all.
     """
 
     source: str
@@ -96,6 +97,7 @@ class PlanSummary:
     numbers: list[tuple[str, str]] = field(default_factory=list)
     optimizer: str = "adamw"
     trained_parameters: int | None = None
+    lowest_learning_rate: float | None = None
 
 
 _NOT_USED = "not used: "
@@ -202,11 +204,14 @@ def _describe_training(summary: PlanSummary) -> list[tuple[str, RenderableType]]
     )
     threads = f", {count(summary.threads, 'thread')}" if summary.device == "cpu" else ""
     processes = f"{summary.processes} processes, each on " if summary.processes > 1 else ""
+    rate, lowest = f"{summary.learning_rate:g}", summary.lowest_learning_rate
+    if lowest not in (None, summary.learning_rate):
+        rate += f" (head), falling layer by layer to {lowest:g} (embeddings)"
     seconds = summary.estimated_seconds
     time = f"about {format_seconds(_coarse(seconds))}" if seconds is not None else "no estimate"
     return [
         ("model", model),
-        ("training", plain(steps).append(f"\n{summary.optimizer}, learning rate {summary.learning_rate:g}")),
+        ("training", plain(steps).append(f"\n{summary.optimizer}, learning rate {rate}")),
         ("computing", plain(f"{processes}{summary.device}{threads}, {summary.precision}")),
         *([("fast path", describe_fast_path(summary.fast))] if summary.fast else []),
         ("time", Text(time, style=HEADING)),

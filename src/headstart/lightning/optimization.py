@@ -1,6 +1,6 @@
 """Optimizer, schedule, clipping and the fast path of a training that Lightning's Trainer runs.
 
-May import layers 0 to 4, and Lightning.
+May import layers 0 to 5, and Lightning.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from headstart.durations import parse_duration
 from headstart.errors import NonFiniteError, RecipeError
+from headstart.learning_plan import choose_layer_decay, choose_learning_rate
 from headstart.lightning.trainer_settings import precision_of
 from headstart.recipe import Recipe
 from headstart.training.device import Device
 from headstart.training.fast_adamw import FastAdamW
 from headstart.training.fast_path import FastPath, describe_parts, must_compile_kernels, start_fast_path
-from headstart.training.optim import default_learning_rate
 from headstart.training.schedules import build_schedule, schedule_numbers
 
 __all__ = ["Optimization", "clip_gradients", "prepare_optimization"]
@@ -34,12 +34,14 @@ class Optimization:
         fast: optimizer, and what was done to the model.
         parts: of the fast path, in words.
         learning_rate: the highest of the schedule.
+        layer_decay: of it, from a layer to the one below; None is one rate for all.
         total_steps: updates of the schedule; None where the Trainer goes on without an end.
     """
 
     fast: FastPath
     parts: dict[str, str]
     learning_rate: float
+    layer_decay: float | None
     total_steps: int | None = None
 
     def build_schedule(self, recipe: Recipe, trainer: Trainer) -> torch.optim.lr_scheduler.LambdaLR:
@@ -77,10 +79,8 @@ def prepare_optimization(model: torch.nn.Module, recipe: Recipe, trainer: Traine
     Lazy rows are left out: their gradients are sparse, which neither callbacks nor a strategy of Lightning expect.
     """
     accumulation = trainer.accumulate_grad_batches
-    optim = recipe.optim
-    if optim.learning_rate is None:
-        rate = default_learning_rate(model, (recipe.train.batch_size or 32) * accumulation, optim.name)
-        optim = recipe.replace({"optim.learning_rate": rate}).optim
+    recipe = choose_layer_decay(recipe, model)
+    optim = choose_learning_rate(recipe, model, (recipe.train.batch_size or 32) * accumulation).optim
     device = Device(trainer.strategy.root_device, precision_of(trainer), torch.get_num_threads())
 
     def wants(name: str) -> bool:
@@ -89,7 +89,7 @@ def prepare_optimization(model: torch.nn.Module, recipe: Recipe, trainer: Traine
     if must_compile_kernels(device, wants):
         rank_zero_info("headstart: making the kernels for this processor (once, up to half a minute)")
     fast = start_fast_path(model, optim, device, wants, adds_gradients=trainer.world_size > 1 or accumulation > 1)
-    return Optimization(fast, describe_parts(fast.parts), optim.peak_learning_rate)
+    return Optimization(fast, describe_parts(fast.parts), optim.peak_learning_rate, optim.layer_decay)
 
 
 def clip_gradients(

@@ -340,6 +340,7 @@ class TaskModule(LightningModule):
             "train.accumulation": trainer.accumulate_grad_batches,
             "train.precision": precision_of(trainer),
             "optim.learning_rate": self._optimization.learning_rate,
+            "optim.layer_decay": self._optimization.layer_decay,
         }
         if data is not None:
             self.trained["train.order"] = data.order
