@@ -2,10 +2,11 @@
 
     python benchmarks/defaults.py --data mrpc=mrpc/train.jsonl,mrpc/validation.jsonl,mrpc/test.jsonl ... --json
 
-Both sets of numbers go through headstart's loop, so that nothing but the numbers differs: learning rate, rows of an
-update and weight decay, over the same epochs. (How much faster the loop is, is another question: against_trainer.py.)
-Each trains with each seed. What is compared is the mean over the seeds on the test rows, or on the validation rows
-where no third source is named, with a 95 % interval of the difference over these rows.
+Both sets of numbers go through headstart's loop, so that nothing but the numbers differs: the learning rate, its decay
+from layer to layer, rows of an update and weight decay, over the same epochs. (How much faster the loop is, is another
+question: against_trainer.py.) Each trains with each seed. What is compared is the mean over the seeds on the test rows,
+or on the validation rows where no third source is named, with a 95 % interval of the difference over these rows.
+NAME=TRAIN,,TEST cuts the validation rows from the training rows.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def compare(name: str, sources: Sequence[str], arguments: argparse.Namespace) ->
     """Train all seeds of both contestants, and compare what they predict."""
     import headstart
 
-    train, validation, test = [*sources, None, None][:3]
+    train, validation, test = [source or None for source in [*sources, "", ""][:3]]
     form = measuring.form_of(arguments)
     settings = [*arguments.set, "evaluate.baselines=false"]
     # Rows of an evaluation, too: a tiny form is for seconds.

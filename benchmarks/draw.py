@@ -30,11 +30,14 @@ from defaults import draw_defaults
 from measuring import RESULTS, draw_table, in_words, spread
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/speed.md")
+PAGES = ("README.md", "docs/speed.md", "docs/recipe.md")
 PICTURE = "docs/pictures/speed.svg"
 SCORES = "against_trainer-scores-"
+DEFAULTS = "defaults-"
 END = "<!-- end of table -->"
-_PLACE = re.compile(r"<!-- (speed table|speed picture|scores|table: [\w-]+) -->\n(.*?)" + END, re.DOTALL)
+_PLACE = re.compile(
+    r"<!-- (speed table|speed picture|scores|default numbers|table: [\w-]+) -->\n(.*?)" + END, re.DOTALL
+)
 _DATED = re.compile(r"(.+)-(\d{4}-\d{2}-\d{2})")
 
 NAMES = {
@@ -119,10 +122,18 @@ def scores(results: Sequence[Mapping[str, Any]]) -> str:
             lines.append([NAMES.get(row["name"], row["name"]), f"{mean:.3f}", _range(values), beside])
         titles = [job, "mean accuracy", "lowest to highest", "difference of means, 95 %"]
         told.append(draw_table(titles, lines))
-        for result in group:
-            machine = in_words(result["machine"], result["versions"])
-            told.append(f"`{result['command']}`, {result['date']}, on {machine}.")
+        told += [_origin(result) for result in group]
     return "\n\n".join(told)
+
+
+def default_numbers(results: Sequence[Mapping[str, Any]]) -> str:
+    """Give one table of the default numbers on all data sets, and the commands."""
+    tables = {name: table for result in results for name, table in result["tables"].items()}
+    return "\n\n".join([draw_defaults({"tables": tables}), *map(_origin, results)])
+
+
+def _origin(result: Mapping[str, Any]) -> str:
+    return f"`{result['command']}`, {result['date']}, on {in_words(result['machine'], result['versions'])}."
 
 
 def _range(values: Sequence[float]) -> str:
@@ -212,6 +223,10 @@ def fill_page(text: str, results: Mapping[str, Mapping[str, Any]], to_root: str 
         if kind == "scores":
             having = [results[name] for name in sorted(results) if name.startswith(SCORES)]
             body = f"{scores(having)}\n" if having else "Not measured yet.\n"
+            return f"<!-- {kind} -->\n{body}{END}"
+        if kind == "default numbers":
+            having = [results[name] for name in sorted(results) if name.startswith(DEFAULTS)]
+            body = f"{default_numbers(having)}\n" if having else "Not measured yet.\n"
             return f"<!-- {kind} -->\n{body}{END}"
         name = kind.removeprefix("table: ") if kind.startswith("table: ") else "against_trainer"
         result = results.get(name)

@@ -177,6 +177,25 @@ def test_scores_of_seeds_stand_beside_the_first_with_an_interval(draw: ModuleTyp
     assert f"`{result['command']}`" in filled and "`python again`" in filled
 
 
+def test_default_numbers_of_several_data_sets_stand_in_one_table(draw: ModuleType) -> None:
+    def compared(name: str, ours: list[float]) -> dict[str, Any]:
+        table = {
+            "split": "test",
+            "headstart": {"score": "accuracy", "values": ours, "seconds": [1.0, 1.0]},
+            "Trainer": {"score": "accuracy", "values": [0.7, 0.8], "seconds": [4.0, 4.0]},
+            "difference": {"value": 0.05, "low": -0.01, "high": 0.11, "rows": 1000},
+        }
+        return {**comparison("2026-01-09"), "command": f"python for {name}", "tables": {name: table}}
+
+    results = {"defaults-mrpc": compared("MRPC", [0.8, 0.8]), "defaults-stsb": compared("STS-B", [0.9, 0.9])}
+    filled = draw.fill_page("<!-- default numbers -->\n<!-- end of table -->\n", results)
+    first, other = (line for line in filled.splitlines() if line.startswith(("| MRPC", "| STS-B")))
+    assert "0.7500 ± 0.0707" in first and "0.8000 ± 0.0000" in first and "+0.0500 [-0.0100, +0.1100]" in first
+    assert "0.9000" in other and "0.25" in other and "accuracy, test, 1,000 rows" in other
+    assert "`python for MRPC`" in filled and "`python for STS-B`" in filled
+    assert "Not measured yet." in draw.fill_page("<!-- default numbers -->\n<!-- end of table -->\n", {})
+
+
 def test_plot_has_a_bar_as_long_as_the_speed_for_each_contestant(draw: ModuleType) -> None:
     root = ElementTree.fromstring(draw.draw_plot(comparison("2026-01-09")))
     bars = [float(bar.attrib["width"]) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
