@@ -64,16 +64,12 @@ def choose_layer_decay(recipe: Recipe, model: nn.Module) -> Recipe:
 
 
 def choose_learning_rate(recipe: Recipe, model: nn.Module, rows_per_update: float) -> Recipe:
-    """Fill in the learning rate, where it is not set.
-
-    Raises:
-        ModelError: the layers of the model cannot be found, and `optim.layer_decay` needs them.
-    """
+    """Fill in the learning rate, where it is not set."""
     optim = recipe.optim
     if optim.learning_rate is not None:
         return recipe
     adapters = recipe.model.lora is not None
-    rate = default_learning_rate(model, rows_per_update, optim.name, layer_decay=optim.layer_decay, adapters=adapters)
+    rate = default_learning_rate(model, rows_per_update, optim.name, adapters=adapters)
     return recipe.replace({"optim.learning_rate": rate})
 
 

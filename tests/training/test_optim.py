@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, T5Config, get_scheduler
 
-from headstart.errors import ModelError, RecipeError
+from headstart.errors import RecipeError
 from headstart.models.layers import layer_factors
 from headstart.recipe_sections import OptimSection
 from headstart.training.optim import build_optimizer, default_layer_decay, default_learning_rate, parameter_groups
@@ -116,15 +116,6 @@ def test_by_default_embeddings_learn_at_half_the_rate_of_the_head(num_layers: in
     assert default_layer_decay(model) == decay
     assert min(layer_factors(model, decay).values()) == pytest.approx(0.5, abs=0.01)
     assert default_layer_decay(model, "lion") is None and default_layer_decay(nn.Linear(2, 2)) is None
-
-
-def test_the_default_learning_rate_with_a_decay_is_that_of_the_middle_layer() -> None:
-    sizes = {"hidden_size": 384, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 8}
-    model = BertModel(BertConfig(**sizes, num_hidden_layers=6))
-    rates = [default_learning_rate(model, 32, layer_decay=decay) for decay in (None, 1.0, 0.906, 0.9, 0.1)]
-    assert rates == [2e-4, 2e-4, 2.8e-4, 2.9e-4, 4e-4]
-    with pytest.raises(ModelError, match="no stack of layers"):
-        default_learning_rate(nn.Linear(2, 2), layer_decay=0.9)
 
 
 def test_numbers_that_are_unknown_or_out_of_range_are_said_by_their_names() -> None:

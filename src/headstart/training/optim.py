@@ -134,7 +134,6 @@ def default_learning_rate(
     rows_per_update: float = 8,
     optimizer: str = "adamw",
     *,
-    layer_decay: float | None = None,
     adapters: bool = False,
 ) -> float:
     """Give a learning rate by which an optimizer fine-tunes a model of this width.
@@ -144,17 +143,11 @@ def default_learning_rate(
     number. It is rounded to two digits. Lion's is a third of it, NAdam's half, RAdam's three times as much; SGD,
     Adafactor and Prodigy have one that depends on neither. Low-rank adapters take ten times as much.
 
-    With a decay it is that of the middle layer, and the head's, which is given, is higher, up to twice as high.
-
     Args:
         model: the hidden size of its config is the width; 768 where it has none.
         rows_per_update: their average number.
         optimizer: its name in a recipe.
-        layer_decay: the factor on it from one layer to the one below; None is one rate for all.
         adapters: low-rank adapters are trained beside weights that stay (`model.lora`).
-
-    Raises:
-        ModelError: the layers of the model cannot be found, and `layer_decay` needs them.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -177,8 +170,6 @@ def default_learning_rate(
     width = getattr(getattr(model, "config", None), "hidden_size", 768)
     rate = min(2e-4 * (384 / width) ** 2, 3e-4) * math.sqrt(min(rows_per_update, 32) / 32) * kind.times_adamw
     rate *= 10 if adapters else 1
-    if layer_decay is not None:
-        rate *= min(layer_decay ** (-find_layers(model).head / 2), 2)
     return float(f"{rate:.2g}")
 
 
